@@ -1,0 +1,184 @@
+"""Samples: whatever holds them, as a sequence of blocks of whole storage units.
+
+A *region* is a box of the sample dimensions that is read in one go; a *block* is the box of regions that
+one task walks through. Both follow from how the data are stored and from nothing else, so that the sums
+over them have the same bits on any number of workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from daskgmm.families.frame import Array
+
+Region = tuple[slice, ...]
+
+BLOCK_VALUES = 2**22  # 32 MiB as float64: a fraction of a second of work a task
+_MAX_BLOCKS = 4096  # of a large store: one scheduler hands out some 400 tasks a second
+_REGION_VALUES = 2**19  # 4 MiB as float64
+
+
+@dataclass(frozen=True)
+class Source:
+    """Arrays to read from: one with the features last, or one a feature; and perhaps weights."""
+
+    arrays: tuple[Any, ...]  # each read by `array[region]`
+    weight: Any | None = None  # the shape of the sample dimensions
+
+    def read(self, region: Region) -> tuple[npt.NDArray[np.generic], Array | None]:
+        """The rows of a region, x (n, d), and their weights (n,)."""
+        parts = [np.asarray(array[region]) for array in self.arrays]
+        if parts[0].ndim > len(region):
+            x = parts[0].reshape(-1, parts[0].shape[-1])
+        else:
+            x = np.stack([part.reshape(-1) for part in parts], axis=1)
+        weight = None if self.weight is None else np.asarray(self.weight[region]).reshape(-1)
+        return x, weight
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one task walks through."""
+
+    index: int
+    start: int  # position of its first row in the order of blocks and regions
+    regions: tuple[Region, ...]
+    keys: tuple[tuple[Any, ...], ...] = ()  # of dask arrays: those of each region, its weights' last
+
+    @property
+    def n(self) -> int:
+        return sum(region_size(region) for region in self.regions)
+
+    @property
+    def region(self) -> Region:
+        """The box that all of its regions fill."""
+        return tuple(
+            slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*self.regions, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A data set as the passes see it."""
+
+    shape: tuple[int, ...]  # of the sample dimensions
+    n_features: int
+    dtype: np.dtype[Any]
+    blocks: tuple[Block, ...]
+    source: Source
+    in_memory: bool = False  # in this process, so that its threads do the work
+    names: tuple[str, ...] | None = None  # of the features
+    dims: tuple[str, ...] | None = None  # of the samples, where they have names
+    coords: Mapping[Any, Any] | None = None  # of the samples, where they come from xarray
+    region_bytes: int = 0  # at most, of one read; decoded
+    graph: Mapping[Any, Any] = field(default_factory=dict)  # of dask arrays, in place of the source
+
+    @property
+    def n(self) -> int:
+        return math.prod(self.shape)
+
+    def locate(self, position: int, feature: int | None = None) -> str:
+        """Where the row at a position in the order of the blocks stands, in words."""
+        block = max((b for b in self.blocks if b.start <= position), key=lambda b: b.index)
+        return self.place(block, position - block.start, feature)
+
+    @property
+    def place(self) -> Place:
+        return Place(self.names, self.dims)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Puts where a value stands into words."""
+
+    names: tuple[str, ...] | None
+    dims: tuple[str, ...] | None
+
+    def __call__(self, block: Block, row: int, feature: int | None) -> str:
+        """``row`` counts within the block."""
+        for region in block.regions:
+            if row < region_size(region):
+                break
+            row -= region_size(region)
+        extent = [s.stop - s.start for s in region]
+        index = [s.start + int(i) for s, i in zip(region, np.unravel_index(row, extent), strict=True)]
+        if self.dims is not None:
+            where = ", ".join(f"{dim}={i}" for dim, i in zip(self.dims, index, strict=True))
+        else:
+            where = f"row {index[0] if len(index) == 1 else tuple(index)}"
+        if feature is None:
+            return where
+        if self.names is not None:
+            return f"variable {self.names[feature]!r} at {where}"
+        return f"{where}, feature {feature}"
+
+
+def region_size(region: Region) -> int:
+    return math.prod(s.stop - s.start for s in region)
+
+
+def whole(ndim: int) -> Region:
+    return (slice(None),) * ndim
+
+
+def regular_blocks(
+    shape: Sequence[int], n_features: int, chunks: Sequence[int], shards: Sequence[int] | None = None
+) -> tuple[Block, ...]:
+    """Blocks of whole shards, in regions of whole chunks, over the sample dimensions of a regular grid.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the sample dimensions.
+    n_features : int
+    chunks, shards : sequence of int
+        What storage decodes, and what it writes, at a time; in the sample dimensions.
+    """
+    shards = shards or chunks
+    target = max(BLOCK_VALUES, math.prod(shape) * n_features // _MAX_BLOCKS)
+    outer = _coarsened(shape, shards, target // n_features)
+    inner = _coarsened(outer, chunks, _REGION_VALUES // n_features)
+    blocks: list[Block] = []
+    start = 0
+    for corner in _corners(shape, outer):
+        extent = [min(o, s - c) for o, s, c in zip(outer, shape, corner, strict=True)]
+        regions = tuple(
+            tuple(slice(c + i, c + min(i + step, e)) for c, i, step, e in zip(corner, at, inner, extent, strict=True))
+            for at in _corners(extent, inner)
+        )
+        block = Block(len(blocks), start, regions)
+        if block.n:
+            blocks.append(block)
+            start += block.n
+    return tuple(blocks)
+
+
+def _coarsened(shape: Sequence[int], unit: Sequence[int], rows: int) -> tuple[int, ...]:
+    """Extents of up to ``rows`` rows: the unit, repeated along the first axis."""
+    times = max(1, rows // max(1, math.prod(unit)))
+    return tuple(max(1, min(u, s)) for u, s in zip((unit[0] * times, *unit[1:]), shape, strict=True))
+
+
+def _corners(shape: Sequence[int], step: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    return product(*(range(0, s, t) for s, t in zip(shape, step, strict=True)))
+
+
+def of_numpy(
+    arrays: Sequence[npt.NDArray[np.generic]], shape: tuple[int, ...], n_features: int, weight: Any = None
+) -> Samples:
+    """Samples in this process's memory."""
+    return Samples(
+        shape,
+        n_features,
+        np.result_type(*arrays),
+        regular_blocks(shape, n_features, (1, *shape[1:])),
+        Source(tuple(arrays), None if weight is None else np.asarray(weight)),
+        in_memory=True,
+    )

@@ -1,0 +1,60 @@
+"""Samples in dask arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+
+from daskgmm.data.blocks import BLOCK_VALUES, Block, Region, Samples, Source, region_size
+
+
+def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, weight: Any = None) -> Samples:
+    """Samples in dask arrays: one with the features last, or one a feature.
+
+    A row's features are needed side by side: chunks over the features are joined and all arrays chunked
+    alike. Along the samples the first array's chunks are kept, and one task takes several small ones.
+
+    Raises
+    ------
+    ValueError
+        An array does not know its shape.
+    """
+    if any(np.isnan(size) for array in arrays for size in array.shape):
+        raise ValueError("the dask array does not know its shape: call its compute_chunk_sizes() first")
+    ndim = len(shape)
+    chunks = tuple(tuple(c for c in axis if c) or (0,) for axis in arrays[0].chunks[:ndim])
+    arrays = [a.rechunk(chunks + tuple((size,) for size in a.shape[ndim:])) for a in arrays]
+    dtype = np.result_type(*(a.dtype for a in arrays))
+    if weight is not None:
+        arrays.append(da.asarray(weight).rechunk(chunks))
+    arrays = list(dask.optimize(*arrays))
+
+    corners = [np.cumsum((0, *axis)).tolist() for axis in chunks]
+    blocks: list[Block] = []
+    regions: list[Region] = []
+    keys: list[tuple[Any, ...]] = []
+    start = held = 0
+    for at in product(*(range(len(axis)) for axis in chunks)):
+        region = tuple(slice(c[i], c[i + 1]) for c, i in zip(corners, at, strict=True))
+        if regions and (held + region_size(region)) * n_features > BLOCK_VALUES:
+            blocks.append(Block(len(blocks), start, tuple(regions), tuple(keys)))
+            start, held, regions, keys = start + held, 0, [], []
+        regions.append(region)
+        keys.append(tuple((a.name, *at, *(0,) * (a.ndim - ndim)) for a in arrays))
+        held += region_size(region)
+    if held:
+        blocks.append(Block(len(blocks), start, tuple(regions), tuple(keys)))
+    return Samples(
+        shape,
+        n_features,
+        dtype,
+        tuple(blocks),
+        Source((), None if weight is None else arrays[-1]),
+        region_bytes=max((block.n for block in blocks), default=0) * n_features * dtype.itemsize,
+        graph={key: task for array in arrays for key, task in array.__dask_graph__().items()},
+    )

@@ -1,0 +1,92 @@
+"""The first pass: how many samples, how far they reach, what is wrong with them, and a sample of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from daskgmm.data.blocks import Block, Samples
+from daskgmm.em.estep import Rows
+from daskgmm.families.frame import Array
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the survey learns of some rows."""
+
+    n: int  # rows that are finite
+    weight: float  # their total weight; n without weights
+    low: Array  # (d,) range of those rows that weigh something
+    high: Array  # (d,)
+    sample: Array  # (m, d) the sampled ones of them, in the user's units
+    sample_weight: Array  # (m,)
+    bad: tuple[int, int, float] | None  # first value that is not finite: position of the row, feature, value
+    bad_weight: tuple[int, float] | None  # first weight that is negative or not finite
+
+
+def merge(surveys: Sequence[Survey]) -> Survey:
+    """The survey of all rows together."""
+    return Survey(
+        sum(s.n for s in surveys),
+        sum(s.weight for s in surveys),
+        np.min([s.low for s in surveys], axis=0),
+        np.max([s.high for s in surveys], axis=0),
+        np.concatenate([s.sample for s in surveys]),
+        np.concatenate([s.sample_weight for s in surveys]),
+        min((s.bad for s in surveys if s.bad), default=None),
+        min((s.bad_weight for s in surveys if s.bad_weight), default=None),
+    )
+
+
+def draw(samples: Samples, size: int, rng: np.random.RandomState) -> list[npt.NDArray[np.int64]]:
+    """Positions of a uniform random sample of rows, split by block: all rows if there are no more than ``size``."""
+    if samples.n <= size:
+        positions = np.arange(samples.n)
+    else:
+        seed = int(rng.randint(2**31))
+        positions = np.sort(np.random.default_rng(seed).choice(samples.n, size, replace=False, shuffle=False))
+    return np.split(positions, np.searchsorted(positions, [block.start for block in samples.blocks[1:]]))
+
+
+def survey_block(block: Block, pieces: Iterator[Rows], positions: npt.NDArray[np.int64]) -> Survey:
+    """Survey one block; ``positions`` of the rows to sample."""
+    found = []
+    start = block.start
+    for x, weights in pieces:
+        inside = positions[(positions >= start) & (positions < start + len(x))] - start
+        found.append(_survey(x, weights, inside, start))
+        start += len(x)
+    return merge(found)
+
+
+def _survey(x: npt.NDArray[Any], weights: Array | None, inside: npt.NDArray[np.int64], start: int) -> Survey:
+    w = np.ones(len(x)) if weights is None else weights.astype(np.float64)
+    finite = np.isfinite(x)
+    good = finite.all(axis=1)
+    bad = None
+    if not good.all():
+        row = int(np.argmin(good))
+        feature = int(np.argmin(finite[row]))
+        bad = (start + row, feature, float(x[row, feature]))
+    bad_weight = None
+    if not (w_good := np.isfinite(w) & (w >= 0)).all():
+        row = int(np.argmin(w_good))
+        bad_weight = (start + row, float(w[row]))
+    used = good & w_good & (w > 0)
+    kept = x if used.all() else x[used]
+    d = x.shape[1]
+    inside = inside[used[inside]]
+    return Survey(
+        int(used.sum()),
+        float(w[used].sum()),
+        kept.min(axis=0).astype(np.float64) if len(kept) else np.full(d, np.inf),
+        kept.max(axis=0).astype(np.float64) if len(kept) else np.full(d, -np.inf),
+        x[inside].astype(np.float64),
+        w[inside],
+        bad,
+        bad_weight,
+    )

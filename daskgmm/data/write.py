@@ -1,0 +1,157 @@
+"""Zarr groups that daskgmm writes: they open when they are complete, and not before.
+
+A group's metadata object is the last thing written, so an unfinished output is not a Zarr group, on a disk
+or in an object store. Until then a manifest beside the arrays says what is being written. A chunk of the output
+is written whole by one task, so the chunks that are there are the journal: a second run writes the others.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import xarray as xr
+from zarr.storage import MemoryStore
+
+_MANIFEST = "daskgmm.json"
+_METADATA = "zarr.json"
+ATTRIBUTE = "daskgmm"  # of the group: the manifest, once it is complete
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place for a group: a local path or an fsspec URL."""
+
+    fs: Any
+    root: str
+
+    @staticmethod
+    def at(path: str) -> Target:
+        fs, root = fsspec.core.url_to_fs(path)
+        return Target(fs, root.rstrip("/"))
+
+    def keys(self) -> list[str]:
+        self.fs.invalidate_cache()
+        if not self.fs.exists(self.root):
+            return []
+        return sorted(name[len(self.root) + 1 :] for name in self.fs.find(self.root))
+
+    def read(self, key: str) -> bytes:
+        data: bytes = self.fs.cat_file(f"{self.root}/{key}")
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        """Whole or not at all."""
+        name = f"{self.root}/{key}"
+        self.fs.makedirs(name.rpartition("/")[0], exist_ok=True)
+        with self.fs.transaction, self.fs.open(name, "wb") as file:
+            file.write(data)
+
+    def remove(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.fs.rm_file(f"{self.root}/{key}")
+
+
+def manifest_of(target: Target) -> tuple[dict[str, Any] | None, bool]:
+    """What daskgmm wrote or was writing there, and whether it is complete; None if it was not daskgmm."""
+    keys = target.keys()
+    try:
+        if _METADATA in keys:
+            attributes = json.loads(target.read(_METADATA)).get("attributes", {})
+            return json.loads(attributes[ATTRIBUTE]), True
+        if _MANIFEST in keys:
+            return dict(json.loads(target.read(_MANIFEST))), False
+    except (KeyError, TypeError, ValueError):  # another program's, or torn: not ours to judge
+        return None, False
+    return None, False
+
+
+@dataclass(frozen=True)
+class Output:
+    """A group in the making."""
+
+    target: Target
+    metadata: bytes  # of the group, to be written last
+    done: frozenset[str]  # keys that an earlier run left: of chunks that need not be written again
+
+    def publish(self) -> None:
+        """Everything is written: make the group one that opens."""
+        self.target.write(_METADATA, self.metadata)
+        leftovers = [key for key in self.target.keys() if key == _MANIFEST or key.endswith(".partial")]
+        self.target.remove(leftovers)
+
+
+def prepare(
+    path: str, template: xr.Dataset, encoding: dict[str, Any], manifest: dict[str, Any], overwrite: bool
+) -> Output:
+    """Make the arrays of a group, without data for the lazy ones; or find them, if an earlier run did.
+
+    Parameters
+    ----------
+    path : str
+        Local path or fsspec URL.
+    template : Dataset
+        What the group will hold; dask arrays stand for data that come later, region by region.
+    encoding : dict
+        xarray's, of the variables.
+    manifest : dict
+        JSON-able; says what is written here: only a run with an equal one goes on with an unfinished group.
+    overwrite : bool
+        Replace what daskgmm wrote there before.
+
+    Raises
+    ------
+    FileExistsError
+        There is something already, and it may not be replaced.
+    """
+    target = Target.at(path)
+    manifest = json.loads(json.dumps({**manifest, "arrays": sorted(map(str, template.variables))}))
+    keys = target.keys()
+    if keys:
+        found, complete = manifest_of(target)
+        if complete or found != manifest:
+            _clear(target, path, keys, found, complete, overwrite)
+            keys = []
+    staged: dict[str, Any] = {}
+    template.assign_attrs({ATTRIBUTE: json.dumps(manifest)}).to_zarr(
+        MemoryStore(staged), encoding=encoding, compute=False, zarr_format=3, consolidated=False
+    )
+    objects = {key: value.to_bytes() for key, value in staged.items()}
+    metadata = objects.pop(_METADATA)
+    target.write(_MANIFEST, json.dumps(manifest).encode())
+    for key, data in objects.items():
+        target.write(key, data)
+    return Output(target, metadata, frozenset(keys))
+
+
+def write_group(path: str, ds: xr.Dataset, manifest: dict[str, Any], overwrite: bool) -> None:
+    """Write a Dataset that is in memory."""
+    prepare(path, ds, {}, manifest, overwrite).publish()
+
+
+def _clear(
+    target: Target,
+    path: str,
+    keys: Iterable[str],
+    found: dict[str, Any] | None,
+    complete: bool,
+    overwrite: bool,
+) -> None:
+    """Remove what daskgmm wrote, and nothing else."""
+    state = "is complete" if complete else "was begun with other data or another model"
+    if found is None:
+        raise FileExistsError(f"{path!r} exists and daskgmm did not write it: choose another path")
+    if not overwrite:
+        raise FileExistsError(f"{path!r} exists ({state}): choose another path, or overwrite it")
+    names = "|".join(re.escape(name) for name in found["arrays"])
+    ours = re.compile(rf"(zarr\.json|daskgmm\.json|({names})/(zarr\.json|c(/\d+)*))(\.[0-9a-f]+\.partial)?")
+    if foreign := [key for key in keys if not ours.fullmatch(key)]:
+        raise FileExistsError(
+            f"{path!r} holds {foreign[0]!r}, which daskgmm did not write: move it away, or choose another path"
+        )
+    # The metadata first: from here on the group is not complete.
+    target.remove(sorted(keys, key=lambda key: key != _METADATA))

@@ -1,0 +1,94 @@
+"""Samples in Zarr arrays, v2 and v3, plain and sharded, on any store that Zarr or fsspec can open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.sync import sync
+
+from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
+
+
+def open_store(store: str | os.PathLike[str]) -> zarr.Array[Any] | zarr.Group:
+    """Open a Zarr array or group for reading.
+
+    Raises
+    ------
+    ValueError
+        There is no Zarr array or group, or it cannot be read.
+    """
+    try:
+        return zarr.open(os.fspath(store), mode="r")
+    except Exception as error:  # each store raises errors of its own
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"cannot open {os.fspath(store)!r} as a Zarr array or group ({reason}): "
+            "check the path and the permissions, or write it again if its writer did not finish"
+        ) from error
+
+
+def of_zarr(arrays: Sequence[zarr.Array[Any]], shape: tuple[int, ...], n_features: int, weight: Any = None) -> Samples:
+    """Samples in Zarr arrays: one with the features last, or one a feature."""
+    ndim = len(shape)
+    chunks = _common(array.chunks[:ndim] for array in arrays)
+    shards = _common((array.shards or array.chunks)[:ndim] for array in arrays)
+    return of_stored(arrays, shape, n_features, chunks, shards, weight)
+
+
+def of_stored(
+    arrays: Sequence[Any],
+    shape: tuple[int, ...],
+    n_features: int,
+    chunks: Sequence[int],
+    shards: Sequence[int],
+    weight: Any = None,
+) -> Samples:
+    """Samples in arrays that are read region by region, by whoever needs them."""
+    dtype = np.result_type(*(array.dtype for array in arrays))
+    blocks = regular_blocks(shape, n_features, chunks, shards)
+    return Samples(
+        shape,
+        n_features,
+        dtype,
+        blocks,
+        Source(tuple(arrays), None if weight is None else np.asarray(weight)),
+        region_bytes=max((region_size(r) for b in blocks[:1] for r in b.regions), default=0)
+        * n_features
+        * dtype.itemsize,
+    )
+
+
+def _common(grids: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """The largest extent along each axis: whole units of all, where one's are multiples of the other's."""
+    return tuple(max(axis) for axis in zip(*grids, strict=True))
+
+
+def check_complete(array: zarr.Array[Any]) -> None:
+    """Refuse an array of which a chunk was never written: it would read as the fill value without a word.
+
+    Raises
+    ------
+    ValueError
+        Names the first missing chunk.
+    """
+    unit = array.shards or array.chunks
+    grid = [range(-(-size // step)) for size, step in zip(array.shape, unit, strict=True)]
+    present = set(sync(_keys(array)))
+    missing = [key for at in product(*grid) if (key := array.metadata.encode_chunk_key(at)) not in present]
+    if missing:
+        raise ValueError(
+            f"chunk {missing[0]!r} of array {array.name or '/'!r} is missing ({len(missing)} of "
+            f"{prod(map(len, grid))}): write it again, or pass missing='fill' if absent chunks stand for the "
+            f"fill value, {array.fill_value}"
+        )
+
+
+async def _keys(array: zarr.Array[Any]) -> list[str]:
+    prefix = f"{array.path}/" if array.path else ""
+    return [key.removeprefix(prefix) async for key in array.store.list_prefix(prefix)]

@@ -1,0 +1,154 @@
+"""EM as a pure function on a small state, and the loop that drives any number of states at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from daskgmm.em.estep import log_densities, log_joint_of
+from daskgmm.em.stats import Stats
+from daskgmm.families.base import Components, Family
+from daskgmm.families.frame import Array, Frame
+
+# A component with less than this share of all weight has no rows: γ never falls to zero (see softmax),
+# so a share is compared, not a count with zero.
+_DEAD = 1e-12
+# A fit that loses components again and again has too many of them.
+_RESEEDS_PER_COMPONENT = 3
+
+OnePass = Callable[[Sequence[Components]], Sequence[Stats]]
+
+
+@dataclass(frozen=True)
+class EMState:
+    """What the next step needs."""
+
+    parameters: Any
+    lower_bounds: tuple[float, ...] = ()  # per-sample log-likelihood before each step
+    converged: bool = False
+    n_reseeded: int = 0
+    previous_bound: float = -np.inf  # of the fit that this one goes on from
+
+    @property
+    def n_iter(self) -> int:
+        return len(self.lower_bounds)
+
+    @property
+    def lower_bound(self) -> float:
+        return self.lower_bounds[-1] if self.lower_bounds else self.previous_bound
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a person reads: one pass."""
+
+    stage: str  # "sample" or "data"
+    n_iter: int
+    max_iter: int
+    lower_bound: float  # per sample, the best of the running models
+    change: float  # of that model
+    n_samples: int
+    seconds: float
+    n_models: int
+    reseeded: tuple[int, ...] = ()  # components that died in this pass and start again
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.n_samples / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float:
+        """To ``max_iter``, should the fit not converge before."""
+        return (self.max_iter - self.n_iter) * self.seconds
+
+
+@dataclass(frozen=True)
+class EM:
+    """What stays the same through a fit."""
+
+    family: Family
+    frame: Frame
+    sample: Array  # (m, d) rows about the frame's shift, on which a dead component may start again
+    tol: float
+    max_iter: int
+    stage: str = "data"  # or "sample": where the passes go, for those who watch
+
+    def run(self, states: Sequence[EMState], one_pass: OnePass, watch: Callable[[Info], None]) -> list[EMState]:
+        """Advance all states, in shared passes, until each has converged or has had ``max_iter`` passes."""
+        states = list(states)
+        while running := [i for i, s in enumerate(states) if not s.converged and s.n_iter < self.max_iter]:
+            begin = time.perf_counter()
+            components = [self.family.components(states[i].parameters, self.frame) for i in running]
+            stats = one_pass(components)
+            reseeded: list[int] = []
+            for i, c, s in zip(running, components, stats, strict=True):
+                states[i], dead = self.advance(states[i], c, s)
+                reseeded += dead
+            best = max((states[i] for i in running), key=lambda state: state.lower_bound)
+            watch(
+                Info(
+                    self.stage,
+                    best.n_iter,
+                    self.max_iter,
+                    best.lower_bound,
+                    change(best),
+                    stats[0].n,
+                    time.perf_counter() - begin,
+                    len(running),
+                    tuple(reseeded),
+                )
+            )
+        return states
+
+    def advance(self, state: EMState, components: Components, stats: Stats) -> tuple[EMState, list[int]]:
+        """One EM step: the state after the pass ``stats``, and the components that died in it.
+
+        Raises
+        ------
+        ValueError
+            The log-likelihood is not a number, or components die more often than is worth repairing.
+        CollapsedComponentError
+            A covariance became singular.
+        """
+        counts = stats.moments[:, 0]
+        lower_bound = stats.log_likelihood / stats.weight
+        if not (np.isfinite(lower_bound) and np.isfinite(stats.moments).all()):
+            raise ValueError(
+                f"the log-likelihood is {lower_bound} in pass {state.n_iter + 1}, as squares of the data "
+                "overflow or the data changed since they were surveyed: rescale them, or fit again"
+            )
+        dead = np.flatnonzero(counts < _DEAD * stats.weight).tolist()
+        after = replace(
+            state,
+            lower_bounds=(*state.lower_bounds, lower_bound),
+            n_reseeded=state.n_reseeded + len(dead),
+        )
+        if not dead:
+            parameters = self.family.maximize(components, stats.moments, self.frame)
+            after = replace(after, parameters=parameters)
+            return replace(after, converged=abs(change(after)) < self.tol), []
+        if after.n_reseeded > _RESEEDS_PER_COMPONENT * len(counts):
+            raise ValueError(
+                f"component {dead[0]} lost all its samples, after {state.n_reseeded} components were already "
+                f"started again: lower n_components (now {len(counts)})"
+            )
+        kept = np.setdiff1d(np.arange(len(counts)), dead)
+        alive = self.family.maximize(components.take(kept), stats.moments[kept], self.frame)
+        rows = self.sample[self._unlikely(alive, len(dead))]
+        return replace(after, parameters=self.family.reseed(alive, dead, rows)), dead
+
+    def _unlikely(self, parameters: Any, n: int) -> Array:
+        """The n rows of the sample that the model explains worst."""
+        model = self.family.components(parameters, Frame.identity(self.sample.shape[1]))
+        density = np.concatenate([log_densities(tile) for _, tile in log_joint_of(self.sample, model)])
+        return np.argsort(density, kind="stable")[:n]
+
+
+def change(state: EMState) -> float:
+    """Gain in per-sample log-likelihood of the last step."""
+    before = state.lower_bounds[-2] if state.n_iter > 1 else state.previous_bound
+    return state.lower_bound - before

@@ -1,0 +1,31 @@
+"""What one pass learns from the rows: a monoid, so that blocks can be summed in a tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from daskgmm.families.frame import Array
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Sufficient statistics of some rows under one model.
+
+    ``Stats(rows A) + Stats(rows B) == Stats(A and B)``, to rounding.
+    """
+
+    n: int  # rows used
+    log_likelihood: float  # Σ w log p(x)
+    moments: Array  # (k, p)  Σ w γ φ(x)
+
+    def __add__(self, other: Stats) -> Stats:
+        return Stats(
+            self.n + other.n,
+            self.log_likelihood + other.log_likelihood,
+            self.moments + other.moments,
+        )
+
+    @property
+    def weight(self) -> float:
+        """Σ w: the first of φ is 1, and the γ of a row sum to 1."""
+        return float(self.moments[:, 0].sum())

@@ -1,0 +1,198 @@
+"""What all mixtures share of scikit-learn's interface: input, prediction, scores, a fit that fails cleanly."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from daskgmm import prediction
+from daskgmm.data.blocks import Samples
+from daskgmm.data.open import open_samples
+from daskgmm.em.loop import Info
+from daskgmm.families.base import Components
+from daskgmm.progress import ProgressBar
+
+
+class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
+    """A mixture fitted by passes over samples of any size and kind."""
+
+    verbose: int
+    verbose_interval: int
+    missing: str
+    callbacks: Any
+    means_: Any
+
+    @abstractmethod
+    def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
+        """Fit, then set the fitted attributes."""
+
+    @abstractmethod
+    def _components(self) -> Components:
+        """The fitted components, in the user's units."""
+
+    @abstractmethod
+    def _n_parameters(self) -> int:
+        """Free parameters."""
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Estimate the parameters by EM. A fit that fails leaves the estimator as it was.
+
+        Parameters
+        ----------
+        X : ndarray, dask array, xarray Dataset or DataArray, zarr Array or Group, or path or URL of a Zarr store
+            (n_samples, n_features). With more dimensions, the last one holds the features; in a Dataset the
+            variables are the features and all dimensions are sample dimensions.
+        y : Ignored
+        sample_weight : array-like, optional
+            Of the shape of the sample dimensions; a weight of 2 counts as the row twice.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            The data cannot be fitted; the message names the place and the remedy.
+        MemoryError
+            A block of the data does not fit in a worker's memory.
+        """
+        before = dict(self.__dict__)
+        progress = ProgressBar(1 if self.verbose > 1 else self.verbose_interval) if self.verbose else None
+        watchers = [_warn_reseeded, *([progress] if progress else []), *self.callbacks]
+
+        def watch(info: Info) -> None:
+            for watcher in watchers:
+                watcher(info)
+
+        try:
+            self._validate_params()
+            self._fit(self._open(X, sample_weight, fitting=True), watch)
+        except BaseException:
+            self.__dict__ = before
+            raise
+        finally:
+            if progress is not None:
+                progress.close()
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Fit, and return what `predict` returns for the same data."""
+        return self.fit(X, y, sample_weight).predict(X)
+
+    def predict(self, X: Any) -> Any:
+        """The likeliest component of each sample: integers, -1 where a sample is missing.
+
+        Lazy for lazy input; for an xarray object a DataArray with its sample dims, coords and chunking.
+        """
+        return self._rows(X, prediction.LABELS)
+
+    def predict_proba(self, X: Any) -> Any:
+        """The components' responsibilities for each sample: (…, n_components)."""
+        return self._rows(X, prediction.PROBA)
+
+    def score_samples(self, X: Any) -> Any:
+        """The log-density of each sample, natural logarithm, per unit of the features' volume."""
+        return self._rows(X, prediction.LOG_DENSITY)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """The mean log-density of the samples."""
+        return self._mean(X, prediction.LOG_DENSITY)[0]
+
+    def bic(self, X: Any) -> float:
+        """Bayesian information criterion (Schwarz 1978); lower is better, as in scikit-learn and unlike mclust."""
+        score, n = self._mean(X, prediction.LOG_DENSITY)
+        return -2 * score * n + self._n_parameters() * float(np.log(n))
+
+    def aic(self, X: Any) -> float:
+        """Akaike information criterion (Akaike 1974); lower is better."""
+        score, n = self._mean(X, prediction.LOG_DENSITY)
+        return -2 * score * n + 2 * self._n_parameters()
+
+    def icl(self, X: Any) -> float:
+        """Integrated completed likelihood: BIC of the most probable assignment (Biernacki et al. 2000, eq. 2.10).
+
+        Lower is better; the negative of mclust's.
+        """
+        certainty, n = self._mean(X, prediction.LOG_CERTAINTY)
+        return self.bic(X) - 2 * certainty * n
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "drop"
+        return tags
+
+    def _open(self, X: Any, sample_weight: Any = None, fitting: bool = False) -> Samples:
+        """See X as samples, and check its features against those of the fit or, fitting, remember them."""
+        known = None if fitting else getattr(self, "feature_names_in_", None)
+        if isinstance(X, Samples):
+            samples = X
+        elif _is_labelled_or_lazy(X):
+            variables = list(known) if known is not None else None
+            samples = open_samples(X, variables=variables, sample_weight=sample_weight, missing=self.missing)
+        else:
+            X = validate_data(self, X, reset=fitting, ensure_all_finite=False, ensure_min_samples=2 if fitting else 1)
+            if sample_weight is not None:
+                sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+            return open_samples(X, sample_weight=sample_weight, missing=self.missing)
+        if fitting:
+            self.n_features_in_ = samples.n_features
+            self.__dict__.pop("feature_names_in_", None)
+            if samples.names is not None:
+                self.feature_names_in_ = np.array(samples.names, dtype=object)
+        elif samples.n_features != self.n_features_in_:
+            raise ValueError(
+                f"X has {samples.n_features} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input"
+            )
+        elif known is not None and samples.names is not None and list(known) != list(samples.names):
+            raise ValueError(
+                f"The feature names should match those that were passed during fit: got {list(samples.names)}, "
+                f"fitted on {list(known)}"
+            )
+        return samples
+
+    def _rows(self, X: Any, output: prediction.Output) -> Any:
+        check_is_fitted(self)
+        samples = self._open(X)
+        result = prediction.predict(samples, self._components(), output, self.missing)
+        if samples.coords is None:
+            return result
+        from daskgmm.data.xarray import wrap
+
+        return wrap(samples, result, output.name)
+
+    def _mean(self, X: Any, output: prediction.Output) -> tuple[float, int]:
+        """Mean of a result over the samples that are not missing, and their number."""
+        check_is_fitted(self)
+        return prediction.mean(self._open(X), self._components(), output, self.missing)
+
+
+def _is_labelled_or_lazy(X: Any) -> bool:
+    """Is it one of the inputs that scikit-learn does not know?"""
+    if isinstance(X, str | os.PathLike) or hasattr(X, "__dask_graph__"):
+        return True
+    modules = (sys.modules.get("zarr"), sys.modules.get("xarray"))
+    names = (("Array", "Group"), ("Dataset", "DataArray"))
+    return any(
+        module is not None and isinstance(X, tuple(getattr(module, name) for name in kinds))
+        for module, kinds in zip(modules, names, strict=True)
+    )
+
+
+def _warn_reseeded(info: Info) -> None:
+    for k in info.reseeded:
+        warnings.warn(
+            f"component {k} lost all its samples in pass {info.n_iter} and starts again where the model explains "
+            "the data worst: lower n_components if this goes on",
+            stacklevel=2,
+        )

@@ -1,0 +1,264 @@
+"""Gaussian mixtures, with scikit-learn's interface."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from daskgmm import persistence
+from daskgmm.data.blocks import Samples
+from daskgmm.em.loop import Info
+from daskgmm.estimators.base import BaseMixture
+from daskgmm.families.components import GaussianComponents
+from daskgmm.families.covariance import MODELS
+from daskgmm.families.frame import Frame
+from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.fitting import Fit, Options, fit_mixture
+from daskgmm.seeding import Start
+
+
+class GaussianMixture(BaseMixture):
+    """Gaussian mixture by EM, on data of any size.
+
+    The interface is that of :class:`sklearn.mixture.GaussianMixture`. Rows never leave where they are: each
+    pass maps over the blocks of the data and brings back only sums, on the active Dask client's workers
+    or, without one, on the threads of this process.
+
+    Parameters
+    ----------
+    n_components : int, default=1
+        The number of mixture components.
+    covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
+        Each component its own matrix, all one matrix, own variances, or one variance a component.
+    tol : float, default=1e-3
+        EM stops when the log-likelihood per sample changes by less.
+    reg_covar : float, default=1e-6
+        Added to the diagonal of the covariances, in the squared units of the data.
+    max_iter : int, default=100
+        The most EM steps of one start; each is one pass over the data.
+    n_init : int, default=1
+        Starts; the best is kept. They share passes.
+    init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default="kmeans"
+        How a start is found.
+    weights_init, means_init, precisions_init : array-like, default=None
+        A start, as a whole or in part: (n_components,), (n_components, n_features), and in the shape of
+        ``precisions_``. A complete one is taken straight to the data.
+    random_state : int, RandomState instance or None, default=None
+    warm_start : bool, default=False
+        Go on from the last fit's solution.
+    verbose : int, default=0
+        Show progress.
+    verbose_interval : int, default=10
+        Passes between two updates of what ``verbose=1`` shows; ``verbose=2`` shows each.
+    subsample : int or None, default=100_000
+        Rows of a uniform random sample. EM runs on it first, from all starts, if the data have more rows. None:
+        start on all data.
+    missing : {"raise", "drop", "fill"}, default="raise"
+        What to do with rows that hold a NaN or an infinity: refuse them, naming the first; or leave them out of the
+        fit and label them -1 (NaN where the result is a float). "fill" refuses them too, but reads chunks that
+        a Zarr store lacks as its fill value.
+    callbacks : sequence of callable, default=()
+        Each is called after each pass with a `daskgmm.Info`.
+
+    Attributes
+    ----------
+    weights_ : ndarray (n_components,)
+    means_ : ndarray (n_components, n_features)
+    covariances_, precisions_, precisions_cholesky_ : ndarray
+        (n_components, n_features, n_features) for "full", (n_features, n_features) for "tied",
+        (n_components, n_features) for "diag", (n_components,) for "spherical".
+    converged_ : bool
+    n_iter_ : int
+        EM steps of the best start.
+    lower_bound_ : float
+        Log-likelihood per sample before the last step.
+    lower_bounds_ : list of float
+        The same, of all steps.
+    n_passes_ : int
+        Times that all of the data were read: survey, start and EM.
+    n_samples_ : int
+        Rows that were fitted.
+    history_ : tuple of Info
+        One a pass, those over the sample first.
+    n_features_in_ : int
+    feature_names_in_ : ndarray (n_features,)
+        Where the features have names: columns, or variables of a Dataset.
+    """
+
+    _parameter_constraints = {  # noqa: RUF012
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "covariance_type": [StrOptions(set(MODELS))],
+        "tol": [Interval(Real, 0.0, None, closed="left")],
+        "reg_covar": [Interval(Real, 0.0, None, closed="left")],
+        "max_iter": [Interval(Integral, 0, None, closed="left")],
+        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "init_params": [StrOptions({"kmeans", "random", "random_from_data", "k-means++"})],
+        "weights_init": ["array-like", None],
+        "means_init": ["array-like", None],
+        "precisions_init": ["array-like", None],
+        "random_state": ["random_state"],
+        "warm_start": ["boolean"],
+        "verbose": ["verbose"],
+        "verbose_interval": [Interval(Integral, 1, None, closed="left")],
+        "subsample": [Interval(Integral, 1, None, closed="left"), None],
+        "missing": [StrOptions({"raise", "drop", "fill"})],
+        "callbacks": ["array-like"],
+    }
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        covariance_type: str = "full",
+        tol: float = 1e-3,
+        reg_covar: float = 1e-6,
+        max_iter: int = 100,
+        n_init: int = 1,
+        init_params: str = "kmeans",
+        weights_init: npt.ArrayLike | None = None,
+        means_init: npt.ArrayLike | None = None,
+        precisions_init: npt.ArrayLike | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        verbose_interval: int = 10,
+        subsample: int | None = 100_000,
+        missing: str = "raise",
+        callbacks: Sequence[Callable[[Info], None]] = (),
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.weights_init = weights_init
+        self.means_init = means_init
+        self.precisions_init = precisions_init
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.verbose_interval = verbose_interval
+        self.subsample = subsample
+        self.missing = missing
+        self.callbacks = callbacks
+
+    def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
+        family = self._family()
+        k, d = self.n_components, samples.n_features
+        known = Start.given(family, k, d, self.weights_init, self.means_init, self.precisions_init)
+        if self.warm_start and hasattr(self, "converged_"):
+            last = self._parameters()
+            known = Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)
+        options = Options(k, self.tol, self.max_iter, self.n_init, self.init_params, self.subsample, self.missing)
+        fit = fit_mixture(samples, family, options, known, check_random_state(self.random_state), watch)
+        if self.max_iter and not fit.state.converged:
+            warnings.warn(
+                f"EM did not converge in {fit.state.n_iter} iterations: raise max_iter or tol, "
+                "or go on from here with warm_start=True",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        self._set(fit)
+
+    def _set(self, fit: Fit) -> None:
+        compact = self._family().model.compact
+        parameters = fit.parameters
+        self.weights_ = parameters.weights
+        self.means_ = parameters.means
+        self.covariances_ = compact(parameters.covariances)
+        self.precisions_cholesky_ = compact(parameters.factors)
+        self.precisions_ = compact(self._family().precisions(parameters.factors))
+        self.converged_ = fit.state.converged
+        self.n_iter_ = fit.state.n_iter
+        self.lower_bound_ = fit.state.lower_bound
+        self.lower_bounds_ = list(fit.state.lower_bounds)
+        self.n_passes_ = fit.n_passes
+        self.n_samples_ = fit.survey.n
+        self.history_ = fit.history
+
+    def sample(self, n_samples: int = 1) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+        """Draw samples from the mixture.
+
+        Returns
+        -------
+        X : ndarray (n_samples, n_features)
+        y : ndarray (n_samples,)
+            The component of each, in order.
+        """
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
+        return self._family().sample(self._parameters(), n_samples, check_random_state(self.random_state))
+
+    def to_xarray(self) -> Any:
+        """The fitted model as a labelled Dataset: what `save` writes."""
+        check_is_fitted(self)
+        return persistence.to_dataset(self)
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the model as a Zarr group that xarray opens; read it with `daskgmm.load`.
+
+        Raises
+        ------
+        FileExistsError
+            There is something at the path, and ``overwrite`` is False or daskgmm did not write it.
+        """
+        persistence.write(self.to_xarray(), path, overwrite)
+
+    @classmethod
+    def from_xarray(cls, ds: Any) -> Self:
+        """The model that a Dataset made by `to_xarray` describes."""
+        model = cls(**json.loads(ds.attrs["params"]))
+        model.n_features_in_ = ds.sizes["feature"]
+        if ds.attrs["named_features"]:
+            model.feature_names_in_ = np.array([str(name) for name in ds["feature"].values], dtype=object)
+        for name in ("weights", "means", "covariances", "precisions_cholesky"):
+            setattr(model, f"{name}_", ds[name].values)
+        model.precisions_ = model._family().model.compact(model._family().precisions(model._parameters().factors))
+        model.lower_bounds_ = ds["lower_bounds"].values.tolist()
+        for name, value in json.loads(ds.attrs["fit"]).items():
+            setattr(model, f"{name}_", value)
+        return model
+
+    def _family(self) -> Gaussian:
+        return Gaussian(MODELS[self.covariance_type], self.reg_covar)
+
+    def _n_parameters(self) -> int:
+        return self._family().n_parameters(*self.means_.shape)
+
+    def _parameters(self) -> GaussianParameters:
+        """The fitted parameters, about the origin."""
+        expand, (k, d) = self._family().model.expand, self.means_.shape
+        return GaussianParameters(
+            self.weights_,
+            self.means_,
+            expand(self.covariances_, k, d),
+            expand(self.precisions_cholesky_, k, d),
+        )
+
+    def _components(self) -> GaussianComponents:
+        return self._family().components(self._parameters(), Frame.identity(self.means_.shape[1]))
+
+
+def load(path: str | os.PathLike[str]) -> GaussianMixture:
+    """Read a model that `GaussianMixture.save` wrote.
+
+    Raises
+    ------
+    ValueError
+        There is no model, or not one that this version can read.
+    """
+    return GaussianMixture.from_xarray(persistence.read(path))

@@ -1,0 +1,1 @@
+"""What one component is: φ, θ and the M-step. NumPy and SciPy only."""

@@ -1,0 +1,199 @@
+"""Gaussian components in the coordinates of a frame: what a pass over the rows needs of a model.
+
+φ(z) = (1, z, zzᵀ) for whole covariances, (1, z, z²) for diagonal ones. With mean m and precision
+Λ = F Fᵀ, ``log p(z) = log|F| − d/2 log 2π − ½‖Fᵀ(z − m)‖²``, and so
+θ = (log w + log|F| − d/2 log 2π − ½ mᵀΛm, Λm, −½Λ).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import solve_triangular
+
+from daskgmm.families.frame import Array, Frame
+
+_EPS = float(np.finfo(np.float64).eps)
+# Sums about one common centre lose eps · (radius / narrowest standard deviation)² of a covariance;
+# a component that would lose more than this is treated about its own mean.
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class GaussianComponents(ABC):
+    """Gaussian components in the coordinates of a frame; densities stay per unit of the user's volume."""
+
+    constants: Array  # (k,) log weight + log p(mean | k)
+    means: Array  # (k, d)
+    factors: Array  # as in GaussianParameters, of z
+    radius: float
+
+    @cached_property
+    def tight(self) -> npt.NDArray[np.bool_]:
+        # ‖F‖ (Frobenius) is never below 1 / the component's narrowest standard deviation.
+        squares = np.reshape(self.factors**2, (len(self.means), -1)).sum(axis=1)
+        return ~(_EPS * self.radius**2 * squares <= _TOLERANCE)
+
+    def take(self, ks: npt.NDArray[np.intp]) -> Self:
+        """These of the components."""
+        return replace(self, constants=self.constants[ks], means=self.means[ks], factors=self.factors[ks])
+
+    @cached_property
+    def centres(self) -> Array:
+        """What the moments of each component are about: (k, d)."""
+        return np.where(self.tight[:, None], self.means, 0.0)
+
+    @cached_property
+    def theta(self) -> Array:
+        linear, quadratic = self._natural()
+        constant = self.constants - 0.5 * np.einsum("ki,ki->k", linear, self.means)
+        return np.column_stack([constant, linear, quadratic])
+
+    def log_joint_about_mean(self, k: int, z: Array) -> Array:
+        y = self._standardize(k, z - self.means[k][:, None])
+        log_joint: Array = self.constants[k] - 0.5 * np.einsum("dn,dn->n", y, y)
+        return log_joint
+
+    def moments_about_mean(self, k: int, z: Array, resp: Array) -> Array:
+        deviation = z - self.means[k][:, None]
+        weighted = deviation * resp
+        return np.concatenate([[resp.sum()], weighted.sum(axis=1), self._second(weighted, deviation)])
+
+    @abstractmethod
+    def phi(self, z: Array) -> Array:
+        """Sufficient statistics of a tile: (d, n) -> (p, n)."""
+
+    @abstractmethod
+    def covariances(self, second: Array, delta: Array, frame: Frame) -> Array:
+        """Mean second moments about the centres, less those of delta (k, d), in the user's units."""
+
+    @abstractmethod
+    def _natural(self) -> tuple[Array, Array]:
+        """Λm (k, d) and the quadratic part of θ."""
+
+    @abstractmethod
+    def _standardize(self, k: int, deviation: Array) -> Array:
+        """Fᵀ(z − m): (d, n)."""
+
+    @abstractmethod
+    def _second(self, weighted: Array, deviation: Array) -> Array:
+        """The quadratic part of Σ γ φ."""
+
+
+class DenseComponents(GaussianComponents):
+    """Whole covariances: factors (k, d, d)."""
+
+    @staticmethod
+    def factors_in(factors: Array, frame: Frame) -> Array:
+        return frame.unit.T @ factors
+
+    @staticmethod
+    def log_det(factors: Array) -> Array:
+        return np.log(np.einsum("kii->ki", factors)).sum(axis=1)
+
+    @staticmethod
+    def draw(covariances: Array, k: int, normal: Array) -> Array:
+        return normal @ np.linalg.cholesky(covariances[k]).T
+
+    @staticmethod
+    def regularize(covariances: Array, amount: float) -> Array:
+        return covariances + amount * np.eye(covariances.shape[-1])
+
+    @staticmethod
+    def factorize(covariance: Array) -> Array:
+        """One covariance (d, d) to F = L⁻ᵀ, Σ = L Lᵀ."""
+        lower = np.linalg.cholesky(covariance)
+        inverse: Array = solve_triangular(lower, np.eye(len(lower)), lower=True)
+        return inverse.T
+
+    @staticmethod
+    def invert(precision: Array) -> tuple[Array, Array]:
+        """One precision (d, d) to its covariance and F; reversing rows and columns makes F upper triangular."""
+        factor = np.linalg.cholesky(precision[::-1, ::-1])[::-1, ::-1]
+        inverse = solve_triangular(factor, np.eye(len(factor)))
+        return inverse.T @ inverse, factor
+
+    def phi(self, z: Array) -> Array:
+        d, n = z.shape
+        out = np.empty((1 + d + d * (d + 1) // 2, n))
+        out[0] = 1
+        out[1 : d + 1] = z
+        start = d + 1
+        for i in range(d):  # the upper triangle of zzᵀ, row by row
+            np.multiply(z[i], z[i:], out=out[start : start + d - i])
+            start += d - i
+        return out
+
+    def covariances(self, second: Array, delta: Array, frame: Frame) -> Array:
+        k, d = delta.shape
+        rows, columns = np.triu_indices(d)
+        square = np.empty((k, d, d))
+        square[:, rows, columns] = second
+        square[:, columns, rows] = second
+        square -= delta[:, :, None] * delta[:, None, :]
+        return frame.unit @ square @ frame.unit.T
+
+    def _natural(self) -> tuple[Array, Array]:
+        precisions = self.factors @ self.factors.transpose(0, 2, 1)
+        rows, columns = np.triu_indices(self.means.shape[1])
+        quadratic = np.where(rows == columns, -0.5, -1.0) * precisions[:, rows, columns]
+        return np.einsum("kij,kj->ki", precisions, self.means), quadratic
+
+    def _standardize(self, k: int, deviation: Array) -> Array:
+        standardized: Array = self.factors[k].T @ deviation
+        return standardized
+
+    def _second(self, weighted: Array, deviation: Array) -> Array:
+        second: Array = (weighted @ deviation.T)[np.triu_indices(len(deviation))]
+        return second
+
+
+class DiagonalComponents(GaussianComponents):
+    """Diagonal covariances: factors (k, d), the reciprocal standard deviations."""
+
+    @staticmethod
+    def factors_in(factors: Array, frame: Frame) -> Array:
+        return frame.scale * factors
+
+    @staticmethod
+    def log_det(factors: Array) -> Array:
+        return np.log(factors).sum(axis=1)
+
+    @staticmethod
+    def draw(covariances: Array, k: int, normal: Array) -> Array:
+        return normal * np.sqrt(covariances[k])
+
+    @staticmethod
+    def regularize(covariances: Array, amount: float) -> Array:
+        return covariances + amount
+
+    @staticmethod
+    def factorize(covariance: Array) -> Array:
+        if not np.all(covariance > 0):
+            raise np.linalg.LinAlgError("a variance is not positive")
+        return covariance**-0.5
+
+    @staticmethod
+    def invert(precision: Array) -> tuple[Array, Array]:
+        return 1 / precision, np.sqrt(precision)
+
+    def phi(self, z: Array) -> Array:
+        return np.concatenate([np.ones((1, z.shape[1])), z, z * z])
+
+    def covariances(self, second: Array, delta: Array, frame: Frame) -> Array:
+        return frame.scale**2 * (second - delta**2)
+
+    def _natural(self) -> tuple[Array, Array]:
+        precisions = self.factors**2
+        return precisions * self.means, -0.5 * precisions
+
+    def _standardize(self, k: int, deviation: Array) -> Array:
+        return self.factors[k][:, None] * deviation
+
+    def _second(self, weighted: Array, deviation: Array) -> Array:
+        return np.einsum("dn,dn->d", weighted, deviation)

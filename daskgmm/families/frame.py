@@ -1,0 +1,93 @@
+"""The coordinates in which the passes do their arithmetic: ``z = W (x − shift)``.
+
+Second moments about a far origin, or in units that differ by many powers of ten, lose every digit
+that matters. A frame, taken from a sample of the rows, removes both before any product is formed.
+It conditions the sums and nothing else: the fitted model does not depend on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import solve_triangular
+
+Array = npt.NDArray[np.float64]
+
+_CLIP = 8.0  # robust deviations; one far row of the sample must not decide the directions
+_RIDGE = 1e-6  # relative; bounds the frame's own condition number, whitening need not be exact
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An affine map from the user's units to well-conditioned ones, and back.
+
+    "User's units" of a model's parameters inside the package means ``u = x − shift``: the origin moves,
+    the scale does not, so every covariance model and ``reg_covar`` keep their meaning.
+    """
+
+    shift: Array  # (d,)
+    scale: Array  # (d,)
+    lower: Array | None = None  # (d, d) Cholesky factor of the scaled sample's covariance; None: the identity
+    radius: float = np.inf  # no row lies farther than this from the origin of z
+
+    @staticmethod
+    def identity(n_features: int) -> Frame:
+        return Frame(np.zeros(n_features), np.ones(n_features))
+
+    @staticmethod
+    def of_sample(sample: Array, whiten: bool) -> Frame:
+        """Fit a frame to ``sample`` (m, d): robust location and scale, and if asked the directions too."""
+        shift = np.median(sample, axis=0)
+        deviation = sample - shift
+        low, high = np.percentile(deviation, [25, 75], axis=0)
+        peak = np.abs(deviation).max(axis=0)
+        unit = np.where(peak > 0, peak, 1.0)  # the mean square of 1e200 overflows, that of its ratio does not
+        spread = unit * np.sqrt(np.mean((deviation / unit) ** 2, axis=0))
+        iqr = (high - low) / 1.349  # of a normal distribution, in standard deviations
+        scale = np.where(iqr > 0, iqr, np.where(spread > 0, spread, 1.0))
+        if not whiten:
+            return Frame(shift, scale)
+        scaled = np.clip(deviation / scale, -_CLIP, _CLIP)
+        covariance = np.atleast_2d(np.cov(scaled, rowvar=False, bias=True))
+        variance = covariance.diagonal()
+        covariance = covariance + np.diag(np.where(variance > 0, _RIDGE * variance, 1.0))
+        return Frame(shift, scale, np.linalg.cholesky(covariance))
+
+    def reaching(self, low: Array, high: Array) -> Frame:
+        """The same frame, with a bound on ``|z|`` for rows inside the box ``low ≤ x ≤ high``."""
+        reach = np.maximum(np.abs(low - self.shift), np.abs(high - self.shift)) / self.scale  # (d,)
+        return replace(self, radius=float(np.linalg.norm(np.abs(self.whitening) @ reach)))
+
+    def apply(self, x: npt.NDArray[np.generic]) -> Array:
+        """``z``, features first: (n, d) -> (d, n)."""
+        z: Array = (x.T.astype(np.float64) - self.shift[:, None]) / self.scale[:, None]
+        return z if self.lower is None else self.whitening @ z
+
+    def standardized(self, z: Array) -> Array:
+        """Scaled but not whitened coordinates of z: (d, n)."""
+        return z if self.lower is None else self.lower @ z
+
+    def means_in(self, u: Array) -> Array:
+        """User's units (k, d) to the frame."""
+        y = u / self.scale
+        return y if self.lower is None else y @ self.whitening.T
+
+    def means_out(self, z: Array) -> Array:
+        """The frame (k, d) to user's units."""
+        return z * self.scale if self.lower is None else z @ self.unit.T
+
+    @cached_property
+    def unit(self) -> Array:
+        """``W⁻¹`` (d, d), lower triangular: a step in z, in the user's units."""
+        return np.diag(self.scale) if self.lower is None else self.scale[:, None] * self.lower
+
+    @cached_property
+    def whitening(self) -> Array:
+        """W without the scale (d, d)."""
+        if self.lower is None:
+            return np.eye(len(self.scale))
+        inverse: Array = solve_triangular(self.lower, np.eye(len(self.scale)), lower=True)
+        return inverse

@@ -1,0 +1,152 @@
+"""The Gaussian family: parameters, M-step, sampling. What a pass needs of it stands in components.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from daskgmm.families.components import DenseComponents, DiagonalComponents, GaussianComponents
+from daskgmm.families.covariance import CovarianceModel
+from daskgmm.families.frame import Array, Frame
+
+# As in scikit-learn, so that iterates agree: an empty component still has a mean.
+_COUNT_FLOOR = 10 * float(np.finfo(np.float64).eps)
+
+
+class CollapsedComponentError(ValueError):
+    """The covariance of a component is singular."""
+
+
+@dataclass(frozen=True)
+class GaussianParameters:
+    """A Gaussian mixture, in the user's units about the frame's shift."""
+
+    weights: Array  # (k,)
+    means: Array  # (k, d)
+    covariances: Array  # (k, d, d); (k, d) for a diagonal model
+    factors: Array  # the same shape: F, upper triangular, Λ = F Fᵀ
+
+    def moved(self, by: Array) -> GaussianParameters:
+        return replace(self, means=self.means + by)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The Gaussian family under one covariance model; implements `daskgmm.families.base.Family`.
+
+    Parameters
+    ----------
+    model : CovarianceModel
+    reg_covar : float
+        Added to the diagonal of every covariance, in the squared units of the data.
+    """
+
+    model: CovarianceModel
+    reg_covar: float = 0.0
+
+    @property
+    def whitens(self) -> bool:
+        return not self.model.diagonal
+
+    @property
+    def algebra(self) -> type[DenseComponents] | type[DiagonalComponents]:
+        return DiagonalComponents if self.model.diagonal else DenseComponents
+
+    def components(self, parameters: GaussianParameters, frame: Frame) -> GaussianComponents:
+        """The components as a pass over rows in ``frame`` needs them."""
+        with np.errstate(divide="ignore"):  # a weight of zero is log weight −inf, and stays so
+            constants = np.log(parameters.weights) + self.algebra.log_det(parameters.factors)
+        d = parameters.means.shape[1]
+        return self.algebra(
+            constants - 0.5 * d * np.log(2 * np.pi),
+            frame.means_in(parameters.means),
+            self.algebra.factors_in(parameters.factors, frame),
+            frame.radius,
+        )
+
+    def maximize(self, components: GaussianComponents, moments: Array, frame: Frame) -> GaussianParameters:
+        """M-step: maximum likelihood from moments (k, p) about the components' centres.
+
+        Raises
+        ------
+        CollapsedComponentError
+            A covariance is singular.
+        """
+        d = components.means.shape[1]
+        counts = moments[:, 0] + _COUNT_FLOOR
+        mean_moments = moments / counts[:, None]
+        delta = mean_moments[:, 1 : d + 1]  # (k, d) from the centres to the new means
+        observed = components.covariances(mean_moments[:, d + 1 :], delta, frame)
+        covariances = self.algebra.regularize(self.model.estimate(counts, observed), self.reg_covar)
+        return GaussianParameters(
+            counts / counts.sum(),
+            frame.means_out(components.centres + delta),
+            covariances,
+            self.factorize(covariances, counts),
+        )
+
+    def factorize(self, covariances: Array, counts: Array) -> Array:
+        factors = np.empty_like(covariances)
+        for k, covariance in enumerate(covariances):
+            try:
+                factors[k] = self.algebra.factorize(covariance)
+            except np.linalg.LinAlgError:
+                raise CollapsedComponentError(
+                    f"component {k} collapsed ({counts[k]:.1f} samples, {covariance.shape[-1]} features): "
+                    "raise reg_covar or lower n_components"
+                ) from None
+        return factors
+
+    def from_precisions(self, precisions: Array) -> tuple[Array, Array]:
+        """Covariances and factors of given precisions, each (k, …)."""
+        pairs = [self.algebra.invert(precision) for precision in precisions]
+        return np.array([c for c, _ in pairs]), np.array([f for _, f in pairs])
+
+    def precisions(self, factors: Array) -> Array:
+        return factors**2 if self.model.diagonal else factors @ factors.transpose(0, 2, 1)
+
+    def blank(self, k: int, frame: Frame) -> GaussianComponents:
+        """Components that only say what moments mean: about the origin of ``frame``. For a start's M-step."""
+        d = len(frame.shift)
+        factors = np.zeros((k, d) if self.model.diagonal else (k, d, d))
+        return self.algebra(np.zeros(k), np.zeros((k, d)), factors, 0.0)
+
+    def reseed(self, alive: GaussianParameters, dead: Sequence[int], rows: Array) -> GaussianParameters:
+        """Add to the components ``alive`` new ones at the indices ``dead``, each on one of ``rows``.
+
+        A new component has an equal share of the weight, and the average covariance of the others.
+        """
+        k = len(alive.weights) + len(dead)
+        kept = np.setdiff1d(np.arange(k), dead)
+        covariance = np.tensordot(alive.weights, alive.covariances, axes=1)
+
+        def merge(old: Array, new: Array) -> Array:
+            merged = np.empty((k, *old.shape[1:]))
+            merged[kept], merged[dead] = old, new
+            return merged
+
+        return GaussianParameters(
+            merge(alive.weights * len(kept) / k, np.asarray(1 / k)),
+            merge(alive.means, rows),
+            merge(alive.covariances, covariance),
+            merge(alive.factors, self.algebra.factorize(covariance)),
+        )
+
+    def n_parameters(self, k: int, d: int) -> int:
+        """Free parameters of a mixture of k components in d dimensions."""
+        return k - 1 + k * d + self.model.n_parameters(k, d)
+
+    def sample(
+        self, parameters: GaussianParameters, n: int, rng: np.random.RandomState
+    ) -> tuple[Array, npt.NDArray[np.intp]]:
+        """n rows (n, d), and the components they come from (n,), sorted by component."""
+        counts = rng.multinomial(n, parameters.weights)
+        d = parameters.means.shape[1]
+        rows = [
+            mean + self.algebra.draw(parameters.covariances, k, rng.standard_normal((count, d)))
+            for k, (mean, count) in enumerate(zip(parameters.means, counts, strict=True))
+        ]
+        return np.concatenate(rows), np.repeat(np.arange(len(counts)), counts)

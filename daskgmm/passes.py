@@ -1,0 +1,258 @@
+"""One pass over the data on Dask: map over the blocks, then gather the results or add them up in a tree.
+
+A task takes one block, walks through its regions and returns something small. The graph holds no state,
+so Dask may run any task again, anywhere; the shape of the tree follows from the number of blocks alone, so
+sums have the same bits wherever they were made.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial, reduce
+from operator import add
+from typing import Any
+
+import dask
+import numpy as np
+import numpy.typing as npt
+from dask.delayed import Delayed
+from threadpoolctl import threadpool_limits
+
+from daskgmm.data.blocks import Block, Samples, Source, whole
+from daskgmm.em.estep import Rows, statistics
+from daskgmm.em.stats import Stats
+from daskgmm.families.base import Components
+from daskgmm.families.frame import Frame
+
+_FAN_IN = 8
+# Of a worker's memory limit: what a bare worker holds once the kernel is imported (measured: 62 MiB of Dask,
+# and NumPy, SciPy and Zarr), and the share above which Dask begins to spill and to pause.
+_WORKER_BASE = 140 * 2**20
+_WORKER_USABLE = 0.8
+# While a region is decoded, storage holds its compressed bytes, its chunks and the joined result at once.
+_COPIES = 3
+_WORKSPACE = 24 * 2**20  # a tile: φ, responsibilities and their temporaries
+
+Kernel = Callable[..., Any]  # (block, pieces, …) -> a small result
+
+
+def gather(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) -> list[Any]:
+    """Results of all blocks, in order.
+
+    Parameters
+    ----------
+    samples : Samples
+    kernel : callable
+        ``kernel(block, pieces)``, or ``kernel(block, pieces, own[i])`` for block i; pieces yields (x, weights).
+    own : sequence, optional
+        One small argument a block.
+    """
+    graph, keys = _map(samples, kernel, own)
+    graph[name := f"daskgmm-gather-{uuid.uuid4().hex}"] = (list, keys)
+    return list(_compute(samples, name, graph))
+
+
+def total(samples: Samples, kernel: Kernel) -> Any:
+    """Results of all blocks, tuples of summands, added up in a tree."""
+    graph, keys = _map(samples, kernel, None)
+    token = uuid.uuid4().hex
+    level = 0
+    while len(keys) > 1:
+        groups = [keys[i : i + _FAN_IN] for i in range(0, len(keys), _FAN_IN)]
+        keys = [(f"daskgmm-sum-{token}", level, i) for i in range(len(groups))]
+        graph.update({key: (_add, group) for key, group in zip(keys, groups, strict=True)})
+        level += 1
+    return _compute(samples, keys[0], graph)
+
+
+def em_pass(samples: Samples, frame: Frame, models: Sequence[Components]) -> tuple[Stats, ...]:
+    """E-step and moments over all samples: what `daskgmm.em.loop.EM.run` calls once an iteration."""
+    stats: tuple[Stats, ...] = total(samples, partial(_statistics, frame=frame, models=tuple(models)))
+    return stats
+
+
+def rows(samples: Samples, kernel: Kernel, dtype: npt.DTypeLike, extra: tuple[int, ...] = ()) -> Any:
+    """One result a sample: a lazy dask array of the samples' shape, and ``extra`` dimensions after it.
+
+    For samples in memory, the ndarray itself. ``kernel(block, pieces)`` returns an array (n, *extra).
+    """
+    import dask.array as da
+
+    units = (
+        [
+            replace(block, regions=(region,), keys=block.keys[i : i + 1], start=block.start)
+            for block in samples.blocks
+            for i, region in enumerate(block.regions)
+        ]
+        if samples.graph
+        else list(samples.blocks)
+    )
+    graph, keys = _map(replace(samples, blocks=tuple(units)), partial(_box, kernel), None)
+    edges = [
+        sorted({s.start for s in axis} | {s.stop for s in axis})
+        for axis in zip(*(unit.region for unit in units), strict=True)
+    ]
+    name = f"daskgmm-rows-{uuid.uuid4().hex}"
+    at = [{edge: i for i, edge in enumerate(axis)} for axis in edges]
+    for unit, key in zip(units, keys, strict=True):
+        index = [lookup[s.start] for lookup, s in zip(at, unit.region, strict=True)]
+        graph[(name, *index, *(0 for _ in extra))] = key
+    chunks = tuple(tuple(np.diff(axis).tolist()) for axis in edges) + tuple((size,) for size in extra)
+    lazy = da.Array(graph, name, chunks, dtype=np.dtype(dtype))
+    return lazy.compute(scheduler=_scheduler(samples)) if samples.in_memory else lazy
+
+
+def check_memory(samples: Samples) -> None:
+    """Refuse, before anything is read, blocks that do not fit in the workers' memory.
+
+    Raises
+    ------
+    MemoryError
+        Says how much a worker would need, and how to need less.
+    """
+    limit, threads = _limits(samples)
+    needed = _WORKER_BASE + threads * (_COPIES * samples.region_bytes + _WORKSPACE)
+    if limit and needed > _WORKER_USABLE * limit:
+        raise MemoryError(
+            f"a worker of {threads} threads needs {needed / _WORKER_USABLE / 2**20:.0f} MiB for reads of "
+            f"{samples.region_bytes / 2**20:.0f} MiB, but has a limit of {limit / 2**20:.0f} MiB: "
+            "rechunk the store to smaller chunks, or give workers more memory or fewer threads"
+        )
+
+
+def _statistics(block: Block, pieces: Iterator[Rows], frame: Frame, models: Sequence[Components]) -> tuple[Stats, ...]:
+    return statistics(pieces, frame, models)
+
+
+def _box(kernel: Kernel, block: Block, pieces: Iterator[Rows]) -> npt.NDArray[np.generic]:
+    """Per-row results of a block's regions, put together to the block's box."""
+    result = np.asarray(kernel(block, pieces))
+    return assemble(block, result)
+
+
+def assemble(block: Block, result: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Results in the order of a block's rows (n, …), as its box."""
+    box = block.region
+    shape = tuple(s.stop - s.start for s in box)
+    if len(block.regions) == 1 or len(box) == 1:
+        return result.reshape(shape + result.shape[1:])
+    out = np.empty(shape + result.shape[1:], dtype=result.dtype)
+    start = 0
+    for region in block.regions:
+        extent = tuple(s.stop - s.start for s in region)
+        stop = start + int(np.prod(extent))
+        inside = tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(region, box, strict=True))
+        out[inside] = result[start:stop].reshape(extent + result.shape[1:])
+        start = stop
+    return out
+
+
+def _map(samples: Samples, kernel: Kernel, own: Sequence[Any] | None) -> tuple[dict[Any, Any], list[Any]]:
+    name = f"daskgmm-pass-{uuid.uuid4().hex}"
+    graph: dict[Any, Any] = dict(samples.graph)
+    # One node each for what all tasks share: it travels to a worker once, and has a lineage.
+    graph[kernel_key := f"{name}-kernel"] = (_identity, [kernel])
+    graph[source_key := f"{name}-source"] = (_identity, [samples.source if not samples.graph else None])
+    keys = []
+    for i, block in enumerate(samples.blocks):
+        chunks = [list(region_keys) for region_keys in block.keys] or None
+        graph[key := (name, i)] = (
+            _run,
+            kernel_key,
+            source_key,
+            replace(block, keys=()),
+            chunks,
+            samples.source.weight is not None,
+            *([] if own is None else [[own[i]]]),
+        )
+        keys.append(key)
+    return graph, keys
+
+
+def _identity(boxed: list[Any]) -> Any:
+    return boxed[0]
+
+
+def _run(
+    kernel: Kernel, source: Source | None, block: Block, chunks: Any, weighted: bool, own: Sequence[Any] = ()
+) -> Any:
+    with single_blas():
+        return kernel(block, _pieces(source, block, chunks, weighted), *own)
+
+
+def _pieces(source: Source | None, block: Block, chunks: Any, weighted: bool) -> Iterator[Rows]:
+    for i, region in enumerate(block.regions):
+        if source is not None:
+            yield source.read(region)
+        else:
+            *arrays, weight = chunks[i] if weighted else (*chunks[i], None)
+            yield Source(tuple(arrays), weight).read(whole(len(region)))
+
+
+def _add(summands: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return tuple(reduce(add, column) for column in zip(*summands, strict=True))
+
+
+def _compute(samples: Samples, key: Any, graph: dict[Any, Any]) -> Any:
+    return Delayed(key, graph).compute(scheduler=_scheduler(samples), optimize_graph=False)
+
+
+def _client() -> Any:
+    """The active distributed client, if there is one."""
+    if "distributed" not in sys.modules:
+        return None
+    get = dask.base.get_scheduler()
+    client = getattr(get, "__self__", None)
+    return client if hasattr(client, "scheduler_info") else None
+
+
+def _scheduler(samples: Samples) -> str | None:
+    """With a client, its workers; data that live in this process stay with its threads."""
+    return "threads" if samples.in_memory and _client() is not None else None
+
+
+def _limits(samples: Samples) -> tuple[float, int]:
+    """Memory limit in bytes and threads of the smallest worker; of this process without a cluster."""
+    client = _client()
+    if client is None or samples.in_memory:
+        from dask.system import CPU_COUNT
+        from distributed.system import MEMORY_LIMIT
+
+        return float(MEMORY_LIMIT), int(CPU_COUNT)
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    limits = [(w["memory_limit"] / w["nthreads"], w) for w in workers if w["memory_limit"]]
+    if not limits:
+        return 0.0, 1
+    worker = min(limits, key=lambda pair: pair[0])[1]
+    return float(worker["memory_limit"]), int(worker["nthreads"])
+
+
+class _SingleBlas:
+    """Counts who wants BLAS on one thread: the limit is the process's, tasks come and go on its threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limits: Any = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._users == 0:
+                self._limits = threadpool_limits(limits=1)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._limits.restore_original_limits()
+
+
+single_blas = _SingleBlas()

@@ -1,0 +1,109 @@
+"""Fitted models as Zarr groups that xarray opens. Reading one runs nothing that it contains."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from daskgmm.data.open import open_store
+from daskgmm.data.write import ATTRIBUTE, write_group
+
+SCHEMA = 1
+_SHAPES = {
+    "full": ("component", "feature", "feature_"),
+    "tied": ("feature", "feature_"),
+    "diag": ("component", "feature"),
+    "spherical": ("component",),
+}
+_KEPT_PARAMS = (
+    "n_components",
+    "covariance_type",
+    "tol",
+    "reg_covar",
+    "max_iter",
+    "n_init",
+    "init_params",
+    "random_state",
+    "subsample",
+    "missing",
+)
+
+
+def to_dataset(model: Any) -> xr.Dataset:
+    """The fitted parameters with names, and how they were found."""
+    k, d = model.means_.shape
+    features = [str(name) for name in getattr(model, "feature_names_in_", range(d))]
+    dims = _SHAPES[model.covariance_type]
+    params = {name: getattr(model, name) for name in _KEPT_PARAMS}
+    seed = params["random_state"]
+    params["random_state"] = int(seed) if isinstance(seed, int | np.integer) else None
+    fit = {
+        "converged": bool(model.converged_),
+        "n_iter": int(model.n_iter_),
+        "n_passes": int(model.n_passes_),
+        "n_samples": int(model.n_samples_),
+        "lower_bound": float(model.lower_bound_),
+    }
+    ds = xr.Dataset(
+        {
+            "weights": ("component", model.weights_, {"long_name": "mixing weight"}),
+            "means": (("component", "feature"), model.means_),
+            "covariances": (dims, model.covariances_),
+            "precisions_cholesky": (dims, model.precisions_cholesky_),
+            "lower_bounds": ("iteration", model.lower_bounds_, {"long_name": "log-likelihood per sample"}),
+        },
+        coords={
+            "component": np.arange(k),
+            "feature": features,
+            "iteration": np.arange(1, len(model.lower_bounds_) + 1),
+        },
+        attrs={
+            "title": f"Gaussian mixture of {k} components in {d} features",
+            "family": type(model).__name__,
+            "named_features": int(hasattr(model, "feature_names_in_")),
+            "params": json.dumps({name: _plain(value) for name, value in params.items()}),
+            "fit": json.dumps(fit),
+            "source": f"daskgmm {version('daskgmm')}",
+        },
+    )
+    return ds.assign_coords(feature_=("feature_", features)) if "feature_" in dims else ds
+
+
+def write(ds: xr.Dataset, path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Write a model's Dataset; the group opens once it is complete."""
+    write_group(os.fspath(path), ds, {"kind": "model", "schema": SCHEMA}, overwrite)
+
+
+def read(path: str | os.PathLike[str]) -> xr.Dataset:
+    """A model's Dataset, in memory.
+
+    Raises
+    ------
+    ValueError
+        There is no model, or not one that this version can read.
+    """
+    group = open_store(path)
+    name = os.fspath(path)
+    try:
+        manifest = json.loads(group.attrs[ATTRIBUTE])
+    except (KeyError, TypeError, ValueError):
+        manifest = {}
+    if manifest.get("kind") != "model":
+        raise ValueError(f"{name!r} is not a model that daskgmm wrote: give the path that fit wrote to")
+    if manifest.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{name!r} has model schema {manifest.get('schema')}, but this version of daskgmm reads {SCHEMA}: "
+            "use the version that wrote it, or fit again"
+        )
+    with xr.open_zarr(group.store, group=group.path or None, chunks=None, consolidated=False) as ds:
+        return ds.load()
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as JSON knows it."""
+    return value.item() if isinstance(value, np.generic) else value

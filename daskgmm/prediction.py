@@ -1,0 +1,113 @@
+"""What a fitted model says of each sample: lazy for lazy input, in the input's own container."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from daskgmm.data.blocks import Block, Place, Samples
+from daskgmm.em.estep import (
+    Rows,
+    labels,
+    log_certainties,
+    log_densities,
+    log_joint_of,
+    probabilities,
+)
+from daskgmm.families.base import Components
+from daskgmm.passes import rows, total
+
+
+@dataclass(frozen=True)
+class Output:
+    """One kind of result."""
+
+    name: str
+    of: Callable[[npt.NDArray[np.float64]], npt.NDArray[Any]]  # log joint (k, n) -> (n,) or (n, k)
+    dtype: type
+    absent: float  # where a sample is missing
+    per_component: bool = False
+
+
+LABELS = Output("labels", labels, np.intp, -1)
+PROBA = Output("proba", probabilities, np.float64, np.nan, per_component=True)
+LOG_DENSITY = Output("log_density", log_densities, np.float64, np.nan)
+LOG_CERTAINTY = Output("log_certainty", log_certainties, np.float64, np.nan)
+
+
+def predict(samples: Samples, model: Components, output: Output, missing: str) -> Any:
+    """A result for each sample: ndarray for samples in memory, lazy dask array for any other.
+
+    Raises
+    ------
+    ValueError
+        A value is not finite and ``missing`` is not "drop"; for lazy results, when they are computed.
+    """
+    kernel = partial(predict_block, model=model, outputs=(output,), missing=missing, place=samples.place)
+    extra = (len(model.tight),) if output.per_component else ()
+    return rows(samples, partial(_only, kernel), output.dtype, extra)
+
+
+def mean(samples: Samples, model: Components, output: Output, missing: str) -> tuple[float, int]:
+    """Mean of a result over the samples that are not missing, and their number: one pass.
+
+    Raises
+    ------
+    ValueError
+        No sample, or a value that is not finite and ``missing`` is not "drop".
+    """
+    kernel = partial(predict_block, model=model, outputs=(output,), missing=missing, place=samples.place)
+    summed, n = total(samples, partial(_sum, kernel))
+    if n == 0:
+        raise ValueError("no sample without missing values: nothing to take a mean of")
+    return summed / n, n
+
+
+def _sum(kernel: Callable[..., tuple[Any, ...]], block: Block, pieces: Iterator[Rows]) -> tuple[float, int]:
+    (result,) = kernel(block, pieces)
+    present = result[~np.isnan(result)]
+    return float(present.sum()), len(present)
+
+
+def _only(kernel: Callable[..., tuple[Any, ...]], block: Block, pieces: Iterator[Rows]) -> Any:
+    return kernel(block, pieces)[0]
+
+
+def predict_block(
+    block: Block,
+    pieces: Iterator[Rows],
+    model: Components,
+    outputs: tuple[Output, ...],
+    missing: str,
+    place: Place,
+) -> tuple[npt.NDArray[Any], ...]:
+    """Results of a block's rows in their order, (n,) or (n, k) each."""
+    k = len(model.tight)
+    results = tuple(
+        np.empty((block.n, k) if output.per_component else block.n, dtype=output.dtype) for output in outputs
+    )
+    start = 0
+    for x, _ in pieces:
+        finite = np.isfinite(x)
+        good = finite.all(axis=1)
+        if not good.all() and missing != "drop":
+            row = int(np.argmin(good))
+            feature = int(np.argmin(finite[row]))
+            kind = "NaN" if np.isnan(x[row, feature]) else "infinity"
+            raise ValueError(
+                f"Input X contains {kind}: {place(block, start + row, feature)} is {x[row, feature]}; "
+                "pass missing='drop' to mark such samples, or fill them in first"
+            )
+        for at, log_joint in log_joint_of(x, model):
+            here = slice(start + at.start, start + at.stop)
+            for output, result in zip(outputs, results, strict=True):
+                found = output.of(log_joint.copy() if len(outputs) > 1 else log_joint)
+                result[here] = found
+                result[here][~good[at]] = output.absent
+        start += len(x)
+    return results

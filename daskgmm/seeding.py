@@ -1,0 +1,199 @@
+"""Where EM starts: scikit-learn's k-means on a sample in memory, k-means‖ in passes where there is none.
+
+Distances are taken in the survey's robust standard deviations, so that a feature's unit does not decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial.distance import cdist
+
+from daskgmm.data.blocks import Block, Samples
+from daskgmm.em.estep import Rows, start_statistics, tiles
+from daskgmm.em.stats import Stats
+from daskgmm.families.base import Components, Family
+from daskgmm.families.frame import Array, Frame
+from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.passes import gather, single_blas, total
+
+# Rounds, and candidates a round and component, of k-means‖ (Bahmani et al. 2012, Scalable K-Means++, §5: 5 and 2).
+_ROUNDS = 5
+_OVERSAMPLING = 2
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a user knows of the start, in the user's units; None where nothing."""
+
+    weights: Array | None = None
+    means: Array | None = None
+    covariances: Array | None = None
+    factors: Array | None = None
+    previous_bound: float = -np.inf
+
+    @staticmethod
+    def given(family: Gaussian, k: int, d: int, weights: Any, means: Any, precisions: Any) -> Start:
+        """Check a start that a user gives, with scikit-learn's words.
+
+        Raises
+        ------
+        ValueError
+            A shape is wrong, the weights do not sum to one, or a precision is not positive definite.
+        """
+        covariances = factors = None
+        if weights is not None:
+            weights = _shaped("weights", weights, (k,))
+            if np.any(weights < 0) or np.any(weights > 1):
+                raise ValueError(
+                    "The parameter 'weights' should be in the range [0, 1], "
+                    f"but got max value {weights.max():.5f}, min value {weights.min():.5f}"
+                )
+            if not np.isclose(weights.sum(), 1, rtol=0, atol=1e-8):
+                raise ValueError(
+                    f"The parameter 'weights' should be normalized, but got sum(weights) = {weights.sum():.5f}"
+                )
+        if means is not None:
+            means = _shaped("means", means, (k, d))
+        if precisions is not None:
+            model = family.model
+            name = f"{model.name} precision"
+            precisions = _shaped(name, precisions, model.shape(k, d))
+            symmetric = model.diagonal or np.allclose(precisions, np.swapaxes(precisions, -1, -2))
+            try:
+                covariances, factors = family.from_precisions(model.expand(precisions, k, d))
+            except np.linalg.LinAlgError:
+                symmetric = False
+            if not symmetric or (model.diagonal and np.any(precisions <= 0)):
+                kind = "positive" if model.diagonal else "symmetric, positive-definite"
+                raise ValueError(f"'{name}' should be {kind}")
+        return Start(weights, means, covariances, factors)
+
+    def parameters(self, frame: Frame) -> GaussianParameters | None:
+        """The start, about the frame's shift; None if it is not complete."""
+        if self.weights is None or self.means is None or self.covariances is None or self.factors is None:
+            return None
+        return GaussianParameters(self.weights, self.means - frame.shift, self.covariances, self.factors)
+
+    def replace_in(self, parameters: GaussianParameters, frame: Frame) -> GaussianParameters:
+        """The parameters, with what is known put in its place."""
+        if self.weights is not None:
+            parameters = replace(parameters, weights=self.weights)
+        if self.means is not None:
+            parameters = replace(parameters, means=self.means - frame.shift)
+        if self.covariances is not None and self.factors is not None:
+            parameters = replace(parameters, covariances=self.covariances, factors=self.factors)
+        return parameters
+
+
+def _shaped(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    array = np.asarray(value, dtype=np.float64)
+    if array.shape != shape:
+        raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"The parameter '{name}' contains NaN or infinity: give finite values")
+    return array
+
+
+def centres(method: str, rows: Array, weights: Array, k: int, rng: np.random.RandomState) -> Array:
+    """Centres (k, d) among or between weighted rows (m, d), by scikit-learn's methods of these names."""
+    seed = int(rng.randint(2**31 - 1))
+    if method == "random_from_data":
+        return rows[np.random.RandomState(seed).choice(len(rows), k, replace=False, p=weights / weights.sum())]
+    from sklearn.cluster import KMeans, kmeans_plusplus
+
+    with single_blas():  # its sums are taken thread by thread; one thread gives the same bits each time
+        if method == "k-means++":
+            found: Array = kmeans_plusplus(rows, k, sample_weight=weights, random_state=seed)[0]
+        else:
+            found = KMeans(k, n_init=1, random_state=seed).fit(rows, sample_weight=weights).cluster_centers_
+    return found
+
+
+def spread_candidates(
+    samples: Samples, frame: Frame, first: Array, k: int, rng: np.random.RandomState
+) -> tuple[Array, Array, int]:
+    """Candidates for centres from all rows, the weight of the rows nearest to each, and the passes: k-means‖.
+
+    Each round draws 2k rows with probabilities proportional to their squared distance from the candidates
+    so far; by exponential keys (Efraimidis & Spirakis 2006), so that a round is one pass.
+    """
+    found = first  # (c, d), standardized
+    for _ in range(_ROUNDS):
+        seed = int(rng.randint(2**31 - 1))
+        kernel = partial(_far_rows, frame=frame, found=found, size=_OVERSAMPLING * k, seed=seed)
+        drawn = gather(samples, kernel)
+        keys = np.concatenate([key for key, _ in drawn])
+        rows = np.concatenate([row for _, row in drawn])
+        nearest_keys = np.argsort(keys, kind="stable")[: _OVERSAMPLING * k]
+        found = np.concatenate([found, rows[nearest_keys[np.isfinite(keys[nearest_keys])]]])
+    (counts,) = total(samples, partial(_nearest_counts, frame=frame, found=found))
+    return found[counts > 0], counts[counts > 0], _ROUNDS + 1
+
+
+def start(
+    samples: Samples,
+    family: Family,
+    blank: Components,
+    frame: Frame,
+    found: Array | None,
+    rng: np.random.RandomState,
+) -> Any:
+    """Parameters from a first M-step: rows belong to the nearest of the centres ``found``, or at random."""
+    seed = int(rng.randint(2**31 - 1))
+    kernel = partial(_start, frame=frame, blank=blank, found=found, seed=seed)
+    (stats,) = total(samples, kernel)
+    return family.maximize(blank, stats.moments, frame)
+
+
+def _start(
+    block: Block, pieces: Iterator[Rows], frame: Frame, blank: Components, found: Array | None, seed: int
+) -> tuple[Stats, ...]:
+    k = len(blank.tight)
+    rng = np.random.default_rng([seed, block.index])
+
+    def at_random(z: Array) -> Array:
+        resp = rng.random((k, z.shape[1]))
+        return resp / resp.sum(axis=0)
+
+    def nearest(z: Array) -> Array:
+        return np.eye(k)[:, np.argmin(cdist(found, frame.standardized(z).T, "sqeuclidean"), axis=0)]
+
+    respond: Callable[[Array], Array] = at_random if found is None else nearest
+    return start_statistics(pieces, frame, blank, respond)
+
+
+def _far_rows(
+    block: Block, pieces: Iterator[Rows], frame: Frame, found: Array, size: int, seed: int
+) -> tuple[Array, Array]:
+    """The block's ``size`` smallest exponential keys, rate w d², and their rows (standardized)."""
+    rng = np.random.default_rng([seed, block.index])
+    keys, rows = np.empty(0), np.empty((0, found.shape[1]))
+    for y, w in _standardized_tiles(pieces, frame, len(found)):
+        rate = cdist(found, y, "sqeuclidean").min(axis=0) * (1.0 if w is None else w)
+        with np.errstate(divide="ignore"):  # a row on a candidate: never
+            keys = np.concatenate([keys, rng.standard_exponential(len(y)) / rate])
+        rows = np.concatenate([rows, y])
+        kept = np.argsort(keys, kind="stable")[:size]
+        keys, rows = keys[kept], rows[kept]
+    return keys, rows
+
+
+def _nearest_counts(
+    block: Block, pieces: Iterator[Rows], frame: Frame, found: Array
+) -> tuple[npt.NDArray[np.float64], ...]:
+    counts = np.zeros(len(found))
+    for y, w in _standardized_tiles(pieces, frame, len(found)):
+        counts += np.bincount(cdist(found, y, "sqeuclidean").argmin(axis=0), w, len(found))
+    return (counts,)
+
+
+def _standardized_tiles(pieces: Iterator[Rows], frame: Frame, n: int) -> Iterator[tuple[Array, Array | None]]:
+    for x, weights in pieces:
+        for z, w in tiles(x, weights, frame, n):
+            yield frame.standardized(z).T, w
