@@ -13,7 +13,7 @@ from daskgmm.data.blocks import Samples, of_numpy
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.loop import EM, EMState, Info
 from daskgmm.families.frame import Frame
-from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.families.gaussian import ILL_DEFINED, Gaussian, GaussianParameters
 from daskgmm.passes import check_memory, em_pass, gather
 from daskgmm.seeding import Start, centres, spread_candidates, start
 
@@ -156,16 +156,19 @@ def survey_samples(samples: Samples, options: Options, rng: np.random.RandomStat
 
 
 def _check_spread(samples: Samples, survey: Survey, k: int, reg_covar: float) -> None:
-    """Refuse rows that are too few, once duplicates are counted as one, and features that do not vary."""
+    """Warn of rows that are too few, once duplicates are counted as one, and of features that do not vary.
+
+    Without ``reg_covar`` such data cannot be fitted, and are refused.
+    """
     for size in (1000, len(survey.sample)):  # duplicates are rare: a few rows mostly tell
         distinct = len(np.unique(survey.sample[:size], axis=0))
         if distinct >= k:
             break
     else:
-        raise ValueError(
-            f"only {distinct} of {len(survey.sample)} sampled rows are distinct, fewer than "
-            f"n_components={k}: lower n_components"
-        )
+        fact = f"only {distinct} of {len(survey.sample)} sampled rows are distinct, fewer than n_components={k}"
+        if reg_covar == 0:
+            raise ValueError(f"{fact}: lower n_components. {ILL_DEFINED}")
+        warnings.warn(f"{fact}, and reg_covar={reg_covar} alone decides their density: lower n_components", stacklevel=2)
     constant = np.flatnonzero(survey.low == survey.high).tolist()
     if not constant:
         return

@@ -37,7 +37,7 @@ _KEPT_PARAMS = (
 def to_dataset(model: Any) -> xr.Dataset:
     """The fitted parameters with names, and how they were found."""
     k, d = model.means_.shape
-    features = [str(name) for name in getattr(model, "feature_names_in_", range(d))]
+    features = np.array([str(name) for name in getattr(model, "feature_names_in_", range(d))], dtype=object)
     dims = _SHAPES[model.covariance_type]
     params = {name: getattr(model, name) for name in _KEPT_PARAMS}
     seed = params["random_state"]
@@ -90,7 +90,7 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
     group = open_store(path)
     name = os.fspath(path)
     try:
-        manifest = json.loads(group.attrs[ATTRIBUTE])
+        manifest = json.loads(str(group.attrs[ATTRIBUTE]))
     except (KeyError, TypeError, ValueError):
         manifest = {}
     if manifest.get("kind") != "model":

@@ -28,16 +28,17 @@ class Output:
     """One kind of result."""
 
     name: str
+    long_name: str
     of: Callable[[npt.NDArray[np.float64]], npt.NDArray[Any]]  # log joint (k, n) -> (n,) or (n, k)
     dtype: type
     absent: float  # where a sample is missing
     per_component: bool = False
 
 
-LABELS = Output("labels", labels, np.intp, -1)
-PROBA = Output("proba", probabilities, np.float64, np.nan, per_component=True)
-LOG_DENSITY = Output("log_density", log_densities, np.float64, np.nan)
-LOG_CERTAINTY = Output("log_certainty", log_certainties, np.float64, np.nan)
+LABELS = Output("labels", "component", labels, np.intp, -1)
+PROBA = Output("proba", "responsibility of the component", probabilities, np.float64, np.nan, per_component=True)
+LOG_DENSITY = Output("log_density", "log-density", log_densities, np.float64, np.nan)
+LOG_CERTAINTY = Output("log_certainty", "log of the largest responsibility", log_certainties, np.float64, np.nan)
 
 
 def predict(samples: Samples, model: Components, output: Output, missing: str) -> Any:
@@ -53,25 +54,27 @@ def predict(samples: Samples, model: Components, output: Output, missing: str) -
     return rows(samples, partial(_only, kernel), output.dtype, extra)
 
 
-def mean(samples: Samples, model: Components, output: Output, missing: str) -> tuple[float, int]:
-    """Mean of a result over the samples that are not missing, and their number: one pass.
+def totals(
+    samples: Samples, model: Components, outputs: tuple[Output, ...], missing: str
+) -> tuple[list[float], int]:
+    """Sums of results over the samples that are not missing, and the number of those: one pass.
 
     Raises
     ------
     ValueError
         No sample, or a value that is not finite and ``missing`` is not "drop".
     """
-    kernel = partial(predict_block, model=model, outputs=(output,), missing=missing, place=samples.place)
-    summed, n = total(samples, partial(_sum, kernel))
+    kernel = partial(predict_block, model=model, outputs=outputs, missing=missing, place=samples.place)
+    *sums, n = total(samples, partial(_sums, kernel))
     if n == 0:
-        raise ValueError("no sample without missing values: nothing to take a mean of")
-    return summed / n, n
+        raise ValueError("no sample without missing values: nothing to score")
+    return sums, n
 
 
-def _sum(kernel: Callable[..., tuple[Any, ...]], block: Block, pieces: Iterator[Rows]) -> tuple[float, int]:
-    (result,) = kernel(block, pieces)
-    present = result[~np.isnan(result)]
-    return float(present.sum()), len(present)
+def _sums(kernel: Callable[..., tuple[Any, ...]], block: Block, pieces: Iterator[Rows]) -> tuple[float, ...]:
+    results = kernel(block, pieces)
+    present = ~np.isnan(results[0])
+    return (*(float(result[present].sum()) for result in results), int(present.sum()))
 
 
 def _only(kernel: Callable[..., tuple[Any, ...]], block: Block, pieces: Iterator[Rows]) -> Any:
@@ -88,13 +91,13 @@ def predict_block(
 ) -> tuple[npt.NDArray[Any], ...]:
     """Results of a block's rows in their order, (n,) or (n, k) each."""
     k = len(model.tight)
-    results = tuple(
+    results: tuple[npt.NDArray[Any], ...] = tuple(
         np.empty((block.n, k) if output.per_component else block.n, dtype=output.dtype) for output in outputs
     )
     start = 0
     for x, _ in pieces:
         finite = np.isfinite(x)
-        good = finite.all(axis=1)
+        good = np.all(finite, axis=1)
         if not good.all() and missing != "drop":
             row = int(np.argmin(good))
             feature = int(np.argmin(finite[row]))

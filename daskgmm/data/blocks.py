@@ -20,7 +20,7 @@ from daskgmm.families.frame import Array
 
 Region = tuple[slice, ...]
 
-BLOCK_VALUES = 2**22  # 32 MiB as float64: a fraction of a second of work a task
+BLOCK_VALUES = 2**21  # 16 MiB as float64: 50 to 500 ms of work, beside some 3 ms that a task costs
 _MAX_BLOCKS = 4096  # of a large store: one scheduler hands out some 400 tasks a second
 _REGION_VALUES = 2**19  # 4 MiB as float64
 

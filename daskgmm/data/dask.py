@@ -9,6 +9,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+from dask.core import flatten
 
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Region, Samples, Source, region_size
 
@@ -32,7 +33,11 @@ def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, weig
     dtype = np.result_type(*(a.dtype for a in arrays))
     if weight is not None:
         arrays.append(da.asarray(weight).rechunk(chunks))
-    arrays = list(dask.optimize(*arrays))
+    graph: dict[Any, Any] = {}
+    for array, optimized in zip(arrays, dask.optimize(*arrays), strict=True):
+        graph.update(optimized.__dask_graph__())
+        # Of an array that a cluster holds, persisted, the optimization loses the futures.
+        graph.update({key: array.dask[key] for key in flatten(array.__dask_keys__()) if key not in graph})
 
     corners = [np.cumsum((0, *axis)).tolist() for axis in chunks]
     blocks: list[Block] = []
@@ -56,5 +61,5 @@ def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, weig
         tuple(blocks),
         Source((), None if weight is None else arrays[-1]),
         region_bytes=max((block.n for block in blocks), default=0) * n_features * dtype.itemsize,
-        graph={key: task for array in arrays for key, task in array.__dask_graph__().items()},
+        graph=graph,
     )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import zarr
 
-from daskgmm.data.blocks import Samples, of_numpy
-from daskgmm.data.zarr import check_complete, of_zarr, open_store
+from daskgmm.data.blocks import Samples, check_real, of_numpy
+from daskgmm.data.zarr import Home, check_complete, of_zarr, open_store
 
 
 def open_samples(
@@ -46,98 +46,120 @@ def open_samples(
         An input of another kind.
     """
     samples = _open(data, array, variables, sample_weight, missing)
-    if samples.dtype.kind not in "biuf":
-        raise ValueError(
-            f"the data have dtype {samples.dtype}, but a mixture needs real numbers: "
-            + ("fit the real and imaginary parts as features" if samples.dtype.kind == "c" else "convert them first")
-        )
-    if sample_weight is not None and np.shape(samples.source.weight) != samples.shape:
-        raise ValueError(
-            f"sample_weight.shape == {np.shape(samples.source.weight)}, expected {samples.shape}: one weight a sample"
-        )
+    if samples.n_features == 0:
+        raise ValueError(f"0 feature(s) (shape={(*samples.shape, 0)}) while a minimum of 1 is required.")
+    if samples.n == 0:
+        raise ValueError(f"Found array with 0 sample(s) (shape={(*samples.shape, samples.n_features)}): give it some")
     return samples
 
 
 def _open(data: Any, array: str | None, variables: Sequence[str] | None, weight: Any, missing: str) -> Samples:
     if isinstance(data, str | os.PathLike):
         data = open_store(data)
-    if isinstance(data, zarr.Group):
-        data = _member(data, array, variables, missing)
+    if isinstance(data, zarr.Group | zarr.Array):
+        samples = (
+            _of_group(data, array, variables, weight, missing)
+            if isinstance(data, zarr.Group)
+            else _of_array(data, weight, missing)
+        )
+        return replace(samples, source=replace(samples.source, home=Home.of(data)))
     xr = sys.modules.get("xarray")  # whoever has an xarray object has imported it
     if xr is not None and isinstance(data, xr.Dataset | xr.DataArray):
-        from daskgmm.data.xarray import of_dataarray, of_dataset
+        return _of_xarray(data, array, variables, weight)
+    if hasattr(data, "__dask_graph__"):
+        import dask.array as da
 
-        if isinstance(data, xr.Dataset):
-            return of_dataset(data, variables, weight)
-        return of_dataarray(data, weight)
-    parts = list(data) if isinstance(data, tuple) else [data]
-    if not all(hasattr(part, "ndim") for part in parts):
-        raise TypeError(
-            f"cannot read samples from {type(data).__name__}: give an array, a dask array, an xarray object "
-            "or the path of a Zarr store"
+        if isinstance(data, da.Array):
+            from daskgmm.data.dask import of_dask
+
+            return of_dask([data], *_features_last(data, "the data"), weight)
+    elif hasattr(data, "ndim"):
+        data = np.asarray(data)
+        return of_numpy([data], *_features_last(data, "the data"), weight)
+    raise TypeError(
+        f"cannot read samples from {type(data).__name__}: give an array, a dask array, an xarray object "
+        "or the path of a Zarr store"
+    )
+
+
+def _of_array(array: zarr.Array[Any], weight: Any, missing: str) -> Samples:
+    shape, n_features = _features_last(array, f"array {array.name or '/'!r}")
+    _check_chunks(array, missing)
+    return of_zarr([array], shape, n_features, weight)
+
+
+def _of_group(
+    group: zarr.Group, array: str | None, variables: Sequence[str] | None, weight: Any, missing: str
+) -> Samples:
+    arrays = dict(group.arrays())
+    there = f"in {group.store_path} there are {', '.join(sorted(arrays)) or 'none'}"
+    named = [array] if array is not None else [*(variables or ())]
+    if absent := [name for name in named if name not in arrays]:
+        raise ValueError(f"no array {absent[0]!r}: {there}")
+    unlabelled = [name for name, member in arrays.items() if member.ndim and not _has_dims(member)]
+    if any(member.ndim and name not in unlabelled for name, member in arrays.items()):
+        import xarray as xr
+
+        # Read through xarray, which knows the scale, offset and missing value that a convention stores beside them.
+        ds = xr.open_zarr(
+            group.store, group=group.path or None, chunks=None, consolidated=False, drop_variables=unlabelled
         )
-    names = tuple(variables) if variables and len(parts) == len(variables) else None
-    if names is not None:
-        shape, n_features = parts[0].shape, len(parts)
-    elif parts[0].ndim < 2:
+        if not named and len(ds.data_vars) == 1 and next(iter(ds.data_vars.values())).ndim > 1:
+            raise ValueError(
+                f"{group.store_path} holds one array, {next(iter(ds.data_vars))!r}, whose last dimension may hold the "
+                "features or samples: name it as the array, or as the variable"
+            )
+        if not set(named) & set(unlabelled):
+            for name in named or ds.data_vars:
+                _check_chunks(arrays[str(name)], missing, ds[name].encoding.get("_FillValue"))
+            return _of_xarray(ds, array, variables, weight)
+    if not named and len(arrays) == 1:
+        named = array, = arrays
+    if array is not None:
+        return _of_array(arrays[array], weight, missing)
+    if not named:
+        raise ValueError(f"which array of the store holds the samples? {there}: name one, or the variables to use")
+    members = [arrays[name] for name in named]
+    for name, member in zip(named, members, strict=True):
+        check_real(member.dtype, f"array {name!r}")
+        if member.shape != members[0].shape:
+            raise ValueError(
+                f"array {name!r} has shape {member.shape}, but {named[0]!r} has {members[0].shape}: "
+                "name arrays of one shape, one a feature"
+            )
+        _check_chunks(member, missing)
+    return replace(of_zarr(members, members[0].shape, len(members), weight), names=tuple(named))
+
+
+def _of_xarray(data: Any, array: str | None, variables: Sequence[str] | None, weight: Any) -> Samples:
+    from daskgmm.data.xarray import of_dataarray, of_dataset, variable
+
+    if hasattr(data, "data_vars") and array is None:
+        return of_dataset(data, variables, weight)
+    return of_dataarray(data if array is None or not hasattr(data, "data_vars") else variable(data, array), weight)
+
+
+def _features_last(array: Any, what: str) -> tuple[tuple[int, ...], int]:
+    """Shape of the samples, and the number of features, of an array of numbers."""
+    check_real(array.dtype, what)
+    if array.ndim < 2:
         raise ValueError(
-            f"Expected 2D array, got {parts[0].ndim}D array instead: the last dimension holds the features. "
+            f"Expected 2D array, got {array.ndim}D array instead: the last dimension holds the features. "
             "Reshape your data either using array.reshape(-1, 1) if your data has a single feature "
             "or array.reshape(1, -1) if it contains a single sample."
         )
-    else:
-        shape, n_features = parts[0].shape[:-1], parts[0].shape[-1]
-    if isinstance(parts[0], zarr.Array):
-        if missing != "fill":
-            for part in parts:
-                _check(part, missing)
-        return replace(of_zarr(parts, shape, n_features, weight), names=names)
-    if hasattr(parts[0], "__dask_graph__"):
-        from daskgmm.data.dask import of_dask
-
-        return of_dask(parts, shape, n_features, weight)
-    return of_numpy([np.asarray(part) for part in parts], shape, n_features, weight)
+    return array.shape[:-1], array.shape[-1]
 
 
-def _check(array: zarr.Array[Any], missing: str) -> None:
+def _check_chunks(array: zarr.Array[Any], missing: str, absent: Any = None) -> None:
+    """Refuse an array that lacks chunks, unless they read as what is meant: ``absent`` or NaN where that is dropped."""
     fill = array.fill_value
-    absent_is_nan = isinstance(fill, np.floating | float) and np.isnan(fill)
-    if not (missing == "drop" and absent_is_nan):
+    dropped = missing == "drop" and (fill == absent or (isinstance(fill, np.floating | float) and np.isnan(fill)))
+    if missing != "fill" and not dropped:
         check_complete(array)
 
 
-def _member(group: zarr.Group, array: str | None, variables: Sequence[str] | None, missing: str) -> Any:
-    """What to read of a group: an array, a tuple of arrays, or an xarray Dataset."""
-    arrays = dict(group.arrays())
-    names = ", ".join(sorted(arrays)) or "none"
-    if array is not None:
-        if array not in arrays:
-            raise ValueError(f"no array {array!r} in {group.store_path}: there are {names}")
-        return arrays[array]
-    labelled = {name: _dims(member) for name, member in arrays.items()}
-    if any(labelled.values()):
-        import xarray as xr
-
-        ds = xr.open_zarr(group.store, group=group.path or None, chunks=None)
-        if variables is None and len(ds.data_vars) == 1 and next(iter(ds.data_vars.values())).ndim > 1:
-            raise ValueError(
-                f"{group.store_path} holds one array ({names}), whose last dimension may hold the features or "
-                "samples: name it as the array, or as the variable"
-            )
-        if missing != "fill":
-            for name in variables if variables is not None else ds.data_vars:
-                if name in arrays:
-                    _check(arrays[str(name)], missing)
-        return ds
-    if variables is not None:
-        if absent := [name for name in variables if name not in arrays]:
-            raise ValueError(f"no variable {absent[0]!r} in {group.store_path}: there are {names}")
-        return tuple(arrays[name] for name in variables)
-    if len(arrays) != 1:
-        raise ValueError(f"{group.store_path} holds several arrays ({names}): name one, or the variables to use")
-    return next(iter(arrays.values()))
-
-
-def _dims(array: zarr.Array[Any]) -> Any:
-    """Names of an array's dimensions, as Zarr v3 or xarray (v2) store them."""
-    return getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+def _has_dims(array: zarr.Array[Any]) -> bool:
+    """Have its dimensions names, as Zarr v3 or xarray (v2) store them?"""
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    return bool(names) and None not in names

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class Target:
         fs, root = fsspec.core.url_to_fs(path)
         return Target(fs, root.rstrip("/"))
 
-    def keys(self) -> list[str]:
+    def listing(self) -> list[str]:
         self.fs.invalidate_cache()
         if not self.fs.exists(self.root):
             return []
@@ -58,7 +59,7 @@ class Target:
 
 def manifest_of(target: Target) -> tuple[dict[str, Any] | None, bool]:
     """What daskgmm wrote or was writing there, and whether it is complete; None if it was not daskgmm."""
-    keys = target.keys()
+    keys = target.listing()
     try:
         if _METADATA in keys:
             attributes = json.loads(target.read(_METADATA)).get("attributes", {})
@@ -78,10 +79,14 @@ class Output:
     metadata: bytes  # of the group, to be written last
     done: frozenset[str]  # keys that an earlier run left: of chunks that need not be written again
 
+    def discard(self) -> None:
+        """What was begun makes no sense: remove it."""
+        self.target.remove(self.target.listing())
+
     def publish(self) -> None:
         """Everything is written: make the group one that opens."""
         self.target.write(_METADATA, self.metadata)
-        leftovers = [key for key in self.target.keys() if key == _MANIFEST or key.endswith(".partial")]
+        leftovers = [key for key in self.target.listing() if key == _MANIFEST or key.endswith(".partial")]
         self.target.remove(leftovers)
 
 
@@ -110,16 +115,21 @@ def prepare(
     """
     target = Target.at(path)
     manifest = json.loads(json.dumps({**manifest, "arrays": sorted(map(str, template.variables))}))
-    keys = target.keys()
+    keys = target.listing()
     if keys:
         found, complete = manifest_of(target)
         if complete or found != manifest:
-            _clear(target, path, keys, found, complete, overwrite)
+            _check_ours(target, path, keys, overwrite)
+            # The metadata first: from here on the group is not complete.
+            target.remove(sorted(keys, key=lambda key: key != _METADATA))
             keys = []
     staged: dict[str, Any] = {}
-    template.assign_attrs({ATTRIBUTE: json.dumps(manifest)}).to_zarr(
-        MemoryStore(staged), encoding=encoding, compute=False, zarr_format=3, consolidated=False
-    )
+    with warnings.catch_warnings():
+        # Of consolidated metadata and of strings, that the v3 specification does not have them yet.
+        warnings.simplefilter("ignore")
+        template.assign_attrs({ATTRIBUTE: json.dumps(manifest)}).to_zarr(
+            MemoryStore(staged), encoding=encoding, compute=False, zarr_format=3, consolidated=True
+        )
     objects = {key: value.to_bytes() for key, value in staged.items()}
     metadata = objects.pop(_METADATA)
     target.write(_MANIFEST, json.dumps(manifest).encode())
@@ -128,24 +138,30 @@ def prepare(
     return Output(target, metadata, frozenset(keys))
 
 
+def check_free(path: str, overwrite: bool) -> None:
+    """Refuse a path before hours of work if the result could not be written there in the end.
+
+    Raises
+    ------
+    FileExistsError
+        There is something already, and it may not be replaced.
+    """
+    target = Target.at(path)
+    if keys := target.listing():
+        _check_ours(target, path, keys, overwrite)
+
+
 def write_group(path: str, ds: xr.Dataset, manifest: dict[str, Any], overwrite: bool) -> None:
     """Write a Dataset that is in memory."""
     prepare(path, ds, {}, manifest, overwrite).publish()
 
 
-def _clear(
-    target: Target,
-    path: str,
-    keys: Iterable[str],
-    found: dict[str, Any] | None,
-    complete: bool,
-    overwrite: bool,
-) -> None:
-    """Remove what daskgmm wrote, and nothing else."""
-    state = "is complete" if complete else "was begun with other data or another model"
+def _check_ours(target: Target, path: str, keys: Iterable[str], overwrite: bool) -> None:
+    found, complete = manifest_of(target)
     if found is None:
         raise FileExistsError(f"{path!r} exists and daskgmm did not write it: choose another path")
     if not overwrite:
+        state = "is complete" if complete else "was begun with other data or another model"
         raise FileExistsError(f"{path!r} exists ({state}): choose another path, or overwrite it")
     names = "|".join(re.escape(name) for name in found["arrays"])
     ours = re.compile(rf"(zarr\.json|daskgmm\.json|({names})/(zarr\.json|c(/\d+)*))(\.[0-9a-f]+\.partial)?")
@@ -153,5 +169,3 @@ def _clear(
         raise FileExistsError(
             f"{path!r} holds {foreign[0]!r}, which daskgmm did not write: move it away, or choose another path"
         )
-    # The metadata first: from here on the group is not complete.
-    target.remove(sorted(keys, key=lambda key: key != _METADATA))

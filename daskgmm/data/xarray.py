@@ -87,10 +87,8 @@ def _of_variables(parts: Sequence[xr.Variable], shape: tuple[int, ...], n_featur
     preferred = [part.encoding.get("preferred_chunks", {}) for part in parts]
     dims = parts[0].dims[:ndim]
     chunks = [max(grid.get(dim, size) for grid in preferred) for dim, size in zip(dims, shape, strict=True)]
-    shards = [part.encoding.get("shards") for part in parts]
-    if any(shard is None for shard in shards):
-        return of_stored(parts, shape, n_features, chunks, chunks, weight)
-    return of_stored(parts, shape, n_features, chunks, np.max(shards, axis=0)[:ndim].tolist(), weight)
+    sharded = [shards[:ndim] for part in parts if (shards := part.encoding.get("shards")) is not None]
+    return of_stored(parts, shape, n_features, chunks, np.max([chunks, *sharded], axis=0).tolist(), weight)
 
 
 def _coords(source: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> dict[Any, Any]:

@@ -157,7 +157,7 @@ def _refine(model: Components, z: Array, log_joint: Array) -> None:
         log_joint[k] = model.log_joint_about_mean(int(k), z)
 
 
-def _moments_about_mean(model: Components, k: int, z: Array, resp: Array) -> Array:
+def _moments_about_mean(model: Components, k: np.intp, z: Array, resp: Array) -> Array:
     held = resp > 1e-100  # the rows that the component really holds: most of a tight one's γ are exp(-300)
     return model.moments_about_mean(int(k), z[:, held], resp[held])
 

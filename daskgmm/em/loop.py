@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from daskgmm.em.estep import log_densities, log_joint_of
 from daskgmm.em.stats import Stats
@@ -141,7 +142,7 @@ class EM:
         rows = self.sample[self._unlikely(alive, len(dead))]
         return replace(after, parameters=self.family.reseed(alive, dead, rows)), dead
 
-    def _unlikely(self, parameters: Any, n: int) -> Array:
+    def _unlikely(self, parameters: Any, n: int) -> npt.NDArray[np.intp]:
         """The n rows of the sample that the model explains worst."""
         model = self.family.components(parameters, Frame.identity(self.sample.shape[1]))
         density = np.concatenate([log_densities(tile) for _, tile in log_joint_of(self.sample, model)])

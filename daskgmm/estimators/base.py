@@ -19,6 +19,7 @@ from daskgmm.data.blocks import Samples
 from daskgmm.data.open import open_samples
 from daskgmm.em.loop import Info
 from daskgmm.families.base import Components
+from daskgmm.passes import single_blas
 from daskgmm.progress import ProgressBar
 
 
@@ -76,7 +77,8 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
         try:
             self._validate_params()
-            self._fit(self._open(X, sample_weight, fitting=True), watch)
+            with single_blas():  # around the M-steps too: their bits must not depend on this machine's cores
+                self._fit(self._open(X, sample_weight, fitting=True), watch)
         except BaseException:
             self.__dict__ = before
             raise
@@ -106,25 +108,39 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def score(self, X: Any, y: Any = None) -> float:
         """The mean log-density of the samples."""
-        return self._mean(X, prediction.LOG_DENSITY)[0]
+        return self.scores(X)["score"]
 
     def bic(self, X: Any) -> float:
         """Bayesian information criterion (Schwarz 1978); lower is better, as in scikit-learn and unlike mclust."""
-        score, n = self._mean(X, prediction.LOG_DENSITY)
-        return -2 * score * n + self._n_parameters() * float(np.log(n))
+        return self.scores(X)["bic"]
 
     def aic(self, X: Any) -> float:
         """Akaike information criterion (Akaike 1974); lower is better."""
-        score, n = self._mean(X, prediction.LOG_DENSITY)
-        return -2 * score * n + 2 * self._n_parameters()
+        return self.scores(X)["aic"]
 
     def icl(self, X: Any) -> float:
         """Integrated completed likelihood: BIC of the most probable assignment (Biernacki et al. 2000, eq. 2.10).
 
         Lower is better; the negative of mclust's.
         """
-        certainty, n = self._mean(X, prediction.LOG_CERTAINTY)
-        return self.bic(X) - 2 * certainty * n
+        return self.scores(X)["icl"]
+
+    def scores(self, X: Any) -> dict[str, float]:
+        """Score, BIC, AIC and ICL, and the number of samples they are of, from one pass."""
+        check_is_fitted(self)
+        outputs = (prediction.LOG_DENSITY, prediction.LOG_CERTAINTY)
+        (log_density, log_certainty), n = prediction.totals(
+            self._open(X), self._components(), outputs, self.missing
+        )
+        n_parameters = self._n_parameters()
+        bic = n_parameters * float(np.log(n)) - 2 * log_density
+        return {
+            "score": log_density / n,
+            "bic": bic,
+            "aic": 2 * n_parameters - 2 * log_density,
+            "icl": bic - 2 * log_certainty,
+            "n_samples": n,
+        }
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -170,11 +186,6 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         from daskgmm.data.xarray import wrap
 
         return wrap(samples, result, output.name)
-
-    def _mean(self, X: Any, output: prediction.Output) -> tuple[float, int]:
-        """Mean of a result over the samples that are not missing, and their number."""
-        check_is_fitted(self)
-        return prediction.mean(self._open(X), self._components(), output, self.missing)
 
 
 def _is_labelled_or_lazy(X: Any) -> bool:

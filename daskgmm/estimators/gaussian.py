@@ -166,8 +166,8 @@ class GaussianMixture(BaseMixture):
         fit = fit_mixture(samples, family, options, known, check_random_state(self.random_state), watch)
         if self.max_iter and not fit.state.converged:
             warnings.warn(
-                f"EM did not converge in {fit.state.n_iter} iterations: raise max_iter or tol, "
-                "or go on from here with warm_start=True",
+                "Best performing initialization did not converge. Try different init parameters, or increase "
+                "max_iter, tol, or check for degenerate data. Or go on from here with warm_start=True",
                 ConvergenceWarning,
                 stacklevel=4,
             )

@@ -51,6 +51,9 @@ class Family(Protocol):
     def components(self, parameters: Any, frame: Frame) -> Components:
         """What a pass needs to know of ``parameters``."""
 
+    def blank(self, k: int, frame: Frame) -> Components:
+        """Components about the origin of ``frame``, under which a start's moments are gathered."""
+
     def maximize(self, components: Any, moments: Array, frame: Frame) -> Any:
         """M-step: the parameters under which moments (k, p), gathered with ``components``, are likeliest."""
 

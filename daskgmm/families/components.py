@@ -116,7 +116,8 @@ class DenseComponents(GaussianComponents):
         """One precision (d, d) to its covariance and F; reversing rows and columns makes F upper triangular."""
         factor = np.linalg.cholesky(precision[::-1, ::-1])[::-1, ::-1]
         inverse = solve_triangular(factor, np.eye(len(factor)))
-        return inverse.T @ inverse, factor
+        covariance: Array = inverse.T @ inverse
+        return covariance, factor.astype(np.float64)
 
     def phi(self, z: Array) -> Array:
         d, n = z.shape

@@ -63,8 +63,12 @@ class Frame:
 
     def apply(self, x: npt.NDArray[np.generic]) -> Array:
         """``z``, features first: (n, d) -> (d, n)."""
-        z: Array = (x.T.astype(np.float64) - self.shift[:, None]) / self.scale[:, None]
-        return z if self.lower is None else self.whitening @ z
+        z = x.T.astype(np.float64, order="C")  # features first in memory too: long, contiguous vectors
+        z -= self.shift[:, None]
+        if self.lower is not None:
+            return self._scaled_whitening @ z
+        z /= self.scale[:, None]
+        return z
 
     def standardized(self, z: Array) -> Array:
         """Scaled but not whitened coordinates of z: (d, n)."""
@@ -83,6 +87,10 @@ class Frame:
     def unit(self) -> Array:
         """``W⁻¹`` (d, d), lower triangular: a step in z, in the user's units."""
         return np.diag(self.scale) if self.lower is None else self.scale[:, None] * self.lower
+
+    @cached_property
+    def _scaled_whitening(self) -> Array:
+        return self.whitening / self.scale
 
     @cached_property
     def whitening(self) -> Array:

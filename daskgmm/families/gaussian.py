@@ -15,6 +15,13 @@ from daskgmm.families.frame import Array, Frame
 # As in scikit-learn, so that iterates agree: an empty component still has a mean.
 _COUNT_FLOOR = 10 * float(np.finfo(np.float64).eps)
 
+# scikit-learn's words for a singular covariance.
+ILL_DEFINED = (
+    "Fitting the mixture model failed because some components have ill-defined empirical covariance (for instance "
+    "caused by singleton or collapsed samples). Try to decrease the number of components, increase reg_covar, or "
+    "scale the input data."
+)
+
 
 class CollapsedComponentError(ValueError):
     """The covariance of a component is singular."""
@@ -95,8 +102,7 @@ class Gaussian:
                 factors[k] = self.algebra.factorize(covariance)
             except np.linalg.LinAlgError:
                 raise CollapsedComponentError(
-                    f"component {k} collapsed ({counts[k]:.1f} samples, {covariance.shape[-1]} features): "
-                    "raise reg_covar or lower n_components"
+                    f"component {k} collapsed ({counts[k]:.1f} samples, {covariance.shape[-1]} features). {ILL_DEFINED}"
                 ) from None
         return factors
 

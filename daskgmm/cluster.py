@@ -1,0 +1,54 @@
+"""Where the command line computes: its own local workers, or a scheduler that runs already."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def workers(scheduler: str | None, n_workers: int | None, memory_limit: str) -> Iterator[Any]:
+    """A Dask client, closed with its workers at the end; None for ``n_workers=0``: threads of this process.
+
+    Parameters
+    ----------
+    scheduler : str or None
+        Address of a running scheduler, which is used and left running.
+    n_workers : int or None
+        Local worker processes of one thread each; None: one a core.
+    memory_limit : str
+        Of each local worker, as Dask writes it ("1GiB"; "auto": an equal share).
+
+    Raises
+    ------
+    ConnectionError
+        There is no scheduler at the address.
+    """
+    if n_workers == 0 and scheduler is None:
+        yield None
+        return
+    from dask.system import CPU_COUNT
+    from distributed import Client
+    from distributed.deploy.subprocess import SubprocessCluster  # LocalCluster needs a __main__ guard
+
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="10s")
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ConnectionError(
+                f"no Dask scheduler answers at {scheduler}: start one with `dask scheduler`, "
+                "or leave --scheduler out to use local workers"
+            ) from error
+        with client:
+            yield client
+        return
+    cluster = SubprocessCluster(
+        n_workers=n_workers or CPU_COUNT,
+        threads_per_worker=1,
+        worker_kwargs={"memory_limit": memory_limit},
+        dashboard_address="127.0.0.1:0",
+    )
+    with cluster, Client(cluster) as client:
+        client.wait_for_workers(n_workers or CPU_COUNT, timeout=60)
+        yield client

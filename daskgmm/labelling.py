@@ -1,0 +1,182 @@
+"""Results of a model written to Zarr, block by block, by the workers that compute them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+
+from daskgmm.data.blocks import Block, Samples, Source, regular_blocks
+from daskgmm.data.write import prepare
+from daskgmm.em.estep import Rows
+from daskgmm.families.base import Components
+from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.passes import assemble, check_memory, gather
+from daskgmm.prediction import LABELS, Output, predict_block
+
+SCHEMA = 1
+_BATCH = 64  # blocks between two words to the one who watches
+
+
+def write_predictions(
+    samples: Samples,
+    model: Components,
+    outputs: Sequence[Output],
+    path: str,
+    *,
+    missing: str = "raise",
+    origin: str = "",
+    overwrite: bool = False,
+    watch: Callable[[int, int], None] = lambda done, of: None,
+) -> None:
+    """Write results for each sample to a Zarr group with the dims and coords of the samples.
+
+    A run that is killed leaves a group that does not open; the same call again writes the blocks that are
+    missing, and ends with the same group as a run that was not killed.
+
+    Parameters
+    ----------
+    samples : Samples
+        Of a store: on a regular grid.
+    model : Components
+        In the user's units.
+    outputs : sequence of Output
+    path : str
+        Local path or fsspec URL.
+    missing : {"raise", "drop", "fill"}
+    origin : str
+        What the samples are: a run goes on only with an unfinished output of the same.
+    overwrite : bool
+        Replace what daskgmm wrote there before.
+    watch : callable
+        Told samples written, and samples in all.
+
+    Raises
+    ------
+    FileExistsError
+        There is something at the path that may not be replaced.
+    ValueError
+        A sample is not finite and ``missing`` is not "drop".
+    """
+    check_memory(samples)
+    dims = samples.dims or (
+        ("sample",) if len(samples.shape) == 1 else tuple(f"axis_{i}" for i in range(len(samples.shape)))
+    )
+    extents = tuple(s.stop - s.start for s in samples.blocks[0].region)
+    k = len(model.tight)
+    variables = {}
+    for output in outputs:
+        extra = (k,) if output.per_component else ()
+        dtype = _stored(output)
+        empty = da.zeros(samples.shape + extra, chunks=extents + extra, dtype=dtype)
+        variables[output.name] = ((*dims, *(("component",) if extra else ())), empty, {"long_name": output.long_name})
+    template = xr.Dataset(variables, coords=samples.coords)
+    manifest = {
+        "kind": "predictions",
+        "schema": SCHEMA,
+        "model": _digest(model),
+        "data": [origin, list(samples.shape), samples.n_features, str(samples.dtype)],
+        "missing": missing,
+    }
+    encoding = {name: {"chunks": data.chunksize} for name, (_, data, _) in variables.items()}
+    target = prepare(path, template, encoding, manifest, overwrite)
+
+    def written(block: Block) -> bool:
+        at = "/".join(str(s.start // e) for s, e in zip(block.region, extents, strict=True))
+        return all(f"{o.name}/c/{at}{'/0' if o.per_component else ''}" in target.done for o in outputs)
+
+    remaining = [block for block in samples.blocks if not written(block)]
+    done = samples.n - sum(block.n for block in remaining)
+    watch(done, samples.n)
+    kernel = partial(
+        _write_block,
+        kernel=partial(predict_block, model=model, outputs=tuple(outputs), missing=missing, place=samples.place),
+        path=path,
+        names=[output.name for output in outputs],
+    )
+    try:
+        for i in range(0, len(remaining), _BATCH):
+            batch = remaining[i : i + _BATCH]
+            gather(replace(samples, blocks=tuple(batch)), kernel)
+            done += sum(block.n for block in batch)
+            watch(done, samples.n)
+    except ValueError:  # the data are refused, and would be again
+        target.discard()
+        raise
+    target.publish()
+
+
+def _write_block(
+    block: Block,
+    pieces: Iterator[Rows],
+    kernel: Callable[..., tuple[Any, ...]],
+    path: str,
+    names: Sequence[str],
+) -> None:
+    for name, result in zip(names, kernel(block, pieces), strict=True):
+        _write(path, name, block, assemble(block, result))
+
+
+def _write(path: str, name: str, block: Block, result: Any) -> None:
+    # An all-zero chunk is written too: its presence says that the block is done.
+    array = zarr.open_array(f"{path}/{name}", mode="r+", config={"write_empty_chunks": True})
+    array[block.region] = result
+
+
+def _stored(output: Output) -> type:
+    return np.int32 if output is LABELS else output.dtype
+
+
+def _digest(model: Components) -> str:
+    """A fingerprint of what the model says of any sample."""
+    digest = hashlib.sha256()
+    for part in (model.theta, model.tight):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def write_samples(
+    family: Gaussian,
+    parameters: GaussianParameters,
+    n_samples: int,
+    seed: int,
+    path: str,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Draw samples to a Zarr group, block by block: `samples` (sample, feature) and `component` (sample,).
+
+    Each block has a random stream of its own, so the same seed gives the same samples on any workers.
+    """
+    d = parameters.means.shape[1]
+    blocks = regular_blocks((n_samples,), d, (1,))
+    rows = blocks[0].n
+    template = xr.Dataset(
+        {
+            "samples": (("sample", "feature"), da.zeros((n_samples, d), chunks=(rows, d))),
+            "component": ("sample", da.zeros(n_samples, chunks=rows, dtype=np.int32)),
+        }
+    )
+    encoding = {"samples": {"chunks": (rows, d)}, "component": {"chunks": (rows,)}}
+    manifest = {"kind": "samples", "schema": SCHEMA, "seed": seed, "rows": n_samples}
+    target = prepare(path, template, encoding, manifest, overwrite)
+    nothing = Samples((n_samples,), d, np.dtype(np.float64), blocks, Source(()))
+    gather(nothing, partial(_draw_block, family=family, parameters=parameters, seed=seed, path=path))
+    target.publish()
+
+
+def _draw_block(
+    block: Block, _: Iterator[Rows], family: Gaussian, parameters: GaussianParameters, seed: int, path: str
+) -> None:
+    rng = np.random.RandomState(np.random.SeedSequence([seed, block.index]).generate_state(4))
+    rows, component = family.sample(parameters, block.n, rng)
+    order = rng.permutation(block.n)
+    for name, result in (("samples", rows[order]), ("component", component[order])):
+        _write(path, name, block, result)
