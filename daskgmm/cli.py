@@ -299,8 +299,7 @@ def demo(output: str, workers: int, memory_limit: str) -> None:
     """Fit 1.6 million image patches, larger than a worker's memory, and draw what was found."""
     from daskgmm.demo import run
 
-    with _workers(None, workers, memory_limit):
-        run(output, click.echo)
+    run(output, click.echo, workers=workers, memory_limit=memory_limit)
 
 
 def _workers(scheduler: str | None, n_workers: int | None, memory_limit: str) -> AbstractContextManager[Any]:

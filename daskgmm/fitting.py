@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import numpy as np
@@ -29,8 +29,12 @@ class Options:
     max_iter: int
     n_init: int
     init_params: str
+    accelerate: bool
     subsample: int | None
     missing: str
+
+
+OPTIONS = tuple(field.name for field in fields(Options))
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def fit_mixture(
         history.append(info)
         watch(info)
 
-    em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter)
+    em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter, options.accelerate)
     if (parameters := known.parameters(frame)) is not None:
         states, n_passes = [EMState(parameters, previous_bound=known.previous_bound)], 1
     else:
@@ -128,10 +132,6 @@ def survey_samples(samples: Samples, options: Options, rng: np.random.RandomStat
         No rows, fewer than components, a value or weight that is not finite: the first one is named.
     """
     check_memory(samples)
-    if samples.n_features == 0:
-        raise ValueError(f"0 feature(s) (shape={(*samples.shape, 0)}) while a minimum of 1 is required.")
-    if samples.n == 0:
-        raise ValueError(f"Found array with 0 sample(s) (shape={(*samples.shape, samples.n_features)}): nothing to fit")
     size = options.subsample or (samples.n if samples.in_memory else _FRAME_ROWS)
     survey = merge(gather(samples, survey_block, draw(samples, size, rng)))
     if survey.bad_weight is not None:

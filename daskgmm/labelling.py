@@ -101,15 +101,14 @@ def write_predictions(
         path=path,
         names=[output.name for output in outputs],
     )
-    try:
-        for i in range(0, len(remaining), _BATCH):
-            batch = remaining[i : i + _BATCH]
-            gather(replace(samples, blocks=tuple(batch)), kernel)
-            done += sum(block.n for block in batch)
-            watch(done, samples.n)
-    except ValueError:  # the data are refused, and would be again
-        target.discard()
-        raise
+    for i in range(0, len(remaining), _BATCH):
+        batch = remaining[i : i + _BATCH]
+        refusals = gather(replace(samples, blocks=tuple(batch)), kernel)
+        if refused := [message for message in refusals if message is not None]:
+            target.discard()
+            raise ValueError(refused[0])
+        done += sum(block.n for block in batch)
+        watch(done, samples.n)
     target.publish()
 
 
@@ -119,14 +118,20 @@ def _write_block(
     kernel: Callable[..., tuple[Any, ...]],
     path: str,
     names: Sequence[str],
-) -> None:
-    for name, result in zip(names, kernel(block, pieces), strict=True):
+) -> str | None:
+    """Write a block; or say why its data are refused, so that no other block is being written when all are removed."""
+    try:
+        results = kernel(block, pieces)
+    except ValueError as error:
+        return str(error)
+    for name, result in zip(names, results, strict=True):
         _write(path, name, block, assemble(block, result))
+    return None
 
 
 def _write(path: str, name: str, block: Block, result: Any) -> None:
     # An all-zero chunk is written too: its presence says that the block is done.
-    array = zarr.open_array(f"{path}/{name}", mode="r+", config={"write_empty_chunks": True})
+    array = zarr.open_array(f"{path}/{name}", mode="r+").with_config({"write_empty_chunks": True})
     array[block.region] = result
 
 

@@ -186,6 +186,8 @@ def _run(
 
 
 def _pieces(source: Source | None, block: Block, chunks: Any, weighted: bool) -> Iterator[Rows]:
+    if source is not None and source.home is not None:
+        source.home.check()
     for i, region in enumerate(block.regions):
         if source is not None:
             yield source.read(region)

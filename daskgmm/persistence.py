@@ -29,6 +29,7 @@ _KEPT_PARAMS = (
     "n_init",
     "init_params",
     "random_state",
+    "accelerate",
     "subsample",
     "missing",
 )

@@ -31,6 +31,7 @@ class Source:
 
     arrays: tuple[Any, ...]  # each read by `array[region]`
     weight: Any | None = None  # the shape of the sample dimensions
+    home: Any | None = None  # of arrays in a store; its `check` raises where that cannot be seen
 
     def read(self, region: Region) -> tuple[npt.NDArray[np.generic], Array | None]:
         """The rows of a region, x (n, d), and their weights (n,)."""
@@ -161,9 +162,13 @@ def regular_blocks(
 
 
 def _coarsened(shape: Sequence[int], unit: Sequence[int], rows: int) -> tuple[int, ...]:
-    """Extents of up to ``rows`` rows: the unit, repeated along the first axis."""
-    times = max(1, rows // max(1, math.prod(unit)))
-    return tuple(max(1, min(u, s)) for u, s in zip((unit[0] * times, *unit[1:]), shape, strict=True))
+    """Extents of up to ``rows`` rows: the unit, repeated along the first axis, and once that is full along the next."""
+    extent = [max(1, min(u, s)) for u, s in zip(unit, shape, strict=True)]
+    for axis, size in enumerate(shape):
+        extent[axis] = max(1, min(extent[axis] * max(1, rows // math.prod(extent)), size))
+        if extent[axis] < size:
+            break
+    return tuple(extent)
 
 
 def _corners(shape: Sequence[int], step: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -174,6 +179,8 @@ def of_numpy(
     arrays: Sequence[npt.NDArray[np.generic]], shape: tuple[int, ...], n_features: int, weight: Any = None
 ) -> Samples:
     """Samples in this process's memory."""
+    check_extent(shape, n_features)
+    weight = weights_of(weight, shape)
     return Samples(
         shape,
         n_features,
@@ -182,3 +189,47 @@ def of_numpy(
         Source(tuple(arrays), None if weight is None else np.asarray(weight)),
         in_memory=True,
     )
+
+
+def weights_of(weight: Any, shape: tuple[int, ...]) -> Any:
+    """Weights as an array, if there are any: one a sample.
+
+    Raises
+    ------
+    ValueError
+        Of another shape than the samples, or not numbers.
+    """
+    if weight is None:
+        return None
+    weight = weight if hasattr(weight, "dtype") else np.asarray(weight)
+    if weight.shape != shape:
+        raise ValueError(f"sample_weight.shape == {weight.shape}, expected {shape}: give one weight a sample")
+    check_real(weight.dtype, "sample_weight")
+    return weight
+
+
+def check_extent(shape: tuple[int, ...], n_features: int) -> None:
+    """Refuse what holds nothing, with scikit-learn's words.
+
+    Raises
+    ------
+    ValueError
+    """
+    if n_features == 0:
+        raise ValueError(f"0 feature(s) (shape={(*shape, 0)}) while a minimum of 1 is required.")
+    if math.prod(shape) == 0:
+        raise ValueError(
+            f"Found array with 0 sample(s) (shape={(*shape, n_features)}) while a minimum of 1 is required."
+        )
+
+
+def check_real(dtype: np.dtype[Any], what: str) -> None:
+    """Refuse values that are not real numbers.
+
+    Raises
+    ------
+    ValueError
+    """
+    if dtype.kind not in "biuf":
+        remedy = "fit the real and imaginary parts as features" if dtype.kind == "c" else "convert them first"
+        raise ValueError(f"{what} has dtype {dtype}, but a mixture needs real numbers: {remedy}")

@@ -11,7 +11,7 @@ import dask.array as da
 import numpy as np
 from dask.core import flatten
 
-from daskgmm.data.blocks import BLOCK_VALUES, Block, Region, Samples, Source, region_size
+from daskgmm.data.blocks import BLOCK_VALUES, Block, Region, Samples, Source, check_extent, region_size, weights_of
 
 
 def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, weight: Any = None) -> Samples:
@@ -27,11 +27,12 @@ def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, weig
     """
     if any(np.isnan(size) for array in arrays for size in array.shape):
         raise ValueError("the dask array does not know its shape: call its compute_chunk_sizes() first")
+    check_extent(shape, n_features)
     ndim = len(shape)
-    chunks = tuple(tuple(c for c in axis if c) or (0,) for axis in arrays[0].chunks[:ndim])
+    chunks = tuple(tuple(c for c in axis if c) for axis in arrays[0].chunks[:ndim])
     arrays = [a.rechunk(chunks + tuple((size,) for size in a.shape[ndim:])) for a in arrays]
     dtype = np.result_type(*(a.dtype for a in arrays))
-    if weight is not None:
+    if (weight := weights_of(weight, shape)) is not None:
         arrays.append(da.asarray(weight).rechunk(chunks))
     graph: dict[Any, Any] = {}
     for array, optimized in zip(arrays, dask.optimize(*arrays), strict=True):

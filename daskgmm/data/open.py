@@ -32,7 +32,8 @@ def open_samples(
     array : str, optional
         Name of an array in a group, with the features last.
     variables : sequence of str, optional
-        The variables of a Dataset or group that are the features; default: all data variables.
+        The variables of a Dataset or group that are the features; default: all data variables, of a group in the order
+        of their names.
     sample_weight : array-like, optional
         Of the shape of the sample dimensions.
     missing : {"raise", "drop", "fill"}
@@ -45,17 +46,16 @@ def open_samples(
     TypeError
         An input of another kind.
     """
-    samples = _open(data, array, variables, sample_weight, missing)
-    if samples.n_features == 0:
-        raise ValueError(f"0 feature(s) (shape={(*samples.shape, 0)}) while a minimum of 1 is required.")
-    if samples.n == 0:
-        raise ValueError(f"Found array with 0 sample(s) (shape={(*samples.shape, samples.n_features)}): give it some")
-    return samples
+    if isinstance(sample_weight, zarr.Array):
+        _check_chunks(sample_weight, missing)
+    return _open(data, array, variables, sample_weight, missing)
 
 
 def _open(data: Any, array: str | None, variables: Sequence[str] | None, weight: Any, missing: str) -> Samples:
     if isinstance(data, str | os.PathLike):
         data = open_store(data)
+    if array is not None and not (isinstance(data, zarr.Group) or hasattr(data, "data_vars")):
+        raise ValueError(f"there is no array {array!r}, as the data are one array themselves: give no name")
     if isinstance(data, zarr.Group | zarr.Array):
         samples = (
             _of_group(data, array, variables, weight, missing)
@@ -72,10 +72,10 @@ def _open(data: Any, array: str | None, variables: Sequence[str] | None, weight:
         if isinstance(data, da.Array):
             from daskgmm.data.dask import of_dask
 
-            return of_dask([data], *_features_last(data, "the data"), weight)
+            return of_dask([data], *_features_last(data, "the array"), weight)
     elif hasattr(data, "ndim"):
         data = np.asarray(data)
-        return of_numpy([data], *_features_last(data, "the data"), weight)
+        return of_numpy([data], *_features_last(data, "the array"), weight)
     raise TypeError(
         f"cannot read samples from {type(data).__name__}: give an array, a dask array, an xarray object "
         "or the path of a Zarr store"
@@ -83,7 +83,7 @@ def _open(data: Any, array: str | None, variables: Sequence[str] | None, weight:
 
 
 def _of_array(array: zarr.Array[Any], weight: Any, missing: str) -> Samples:
-    shape, n_features = _features_last(array, f"array {array.name or '/'!r}")
+    shape, n_features = _features_last(array, "the array")
     _check_chunks(array, missing)
     return of_zarr([array], shape, n_features, weight)
 
@@ -92,33 +92,25 @@ def _of_group(
     group: zarr.Group, array: str | None, variables: Sequence[str] | None, weight: Any, missing: str
 ) -> Samples:
     arrays = dict(group.arrays())
-    there = f"in {group.store_path} there are {', '.join(sorted(arrays)) or 'none'}"
-    named = [array] if array is not None else [*(variables or ())]
+    there = ", ".join(sorted(name for name, member in arrays.items() if _dims(member) != [name])) or "none"
+    named = [array] if array is not None else list(variables or ())
     if absent := [name for name in named if name not in arrays]:
-        raise ValueError(f"no array {absent[0]!r}: {there}")
-    unlabelled = [name for name, member in arrays.items() if member.ndim and not _has_dims(member)]
-    if any(member.ndim and name not in unlabelled for name, member in arrays.items()):
-        import xarray as xr
-
-        # Read through xarray, which knows the scale, offset and missing value that a convention stores beside them.
-        ds = xr.open_zarr(
-            group.store, group=group.path or None, chunks=None, consolidated=False, drop_variables=unlabelled
-        )
-        if not named and len(ds.data_vars) == 1 and next(iter(ds.data_vars.values())).ndim > 1:
+        raise ValueError(f"no {'variable' if array is None else 'array'} {absent[0]!r}: there are {there}")
+    if arrays and all(_labelled(arrays[name]) for name in named or arrays):
+        ds = _dataset(group, [name for name, member in arrays.items() if not _labelled(member)])
+        names = named or sorted(map(str, ds.data_vars))  # a store lists them in any order
+        if not named and len(names) == 1 and ds[names[0]].ndim > 1:
             raise ValueError(
-                f"{group.store_path} holds one array, {next(iter(ds.data_vars))!r}, whose last dimension may hold the "
-                "features or samples: name it as the array, or as the variable"
+                f"{group.store_path} holds one array, {names[0]!r}, whose last dimension may hold the features or "
+                "samples: name it as the array, or as the variable"
             )
-        if not set(named) & set(unlabelled):
-            for name in named or ds.data_vars:
-                _check_chunks(arrays[str(name)], missing, ds[name].encoding.get("_FillValue"))
-            return _of_xarray(ds, array, variables, weight)
-    if not named and len(arrays) == 1:
-        named = array, = arrays
-    if array is not None:
-        return _of_array(arrays[array], weight, missing)
-    if not named:
-        raise ValueError(f"which array of the store holds the samples? {there}: name one, or the variables to use")
+        for name in names:
+            _check_chunks(arrays[name], missing, ds[name].encoding.get("_FillValue", np.nan))
+        return _of_xarray(ds, array, names, weight)
+    if not named and len(arrays) != 1:
+        raise ValueError(f"{group.store_path} holds {len(arrays)} arrays ({there}): name one, or the variables to use")
+    if array is not None or not named:
+        return _of_array(arrays[array or next(iter(arrays))], weight, missing)
     members = [arrays[name] for name in named]
     for name, member in zip(named, members, strict=True):
         check_real(member.dtype, f"array {name!r}")
@@ -131,12 +123,19 @@ def _of_group(
     return replace(of_zarr(members, members[0].shape, len(members), weight), names=tuple(named))
 
 
+def _dataset(group: zarr.Group, dropped: list[str]) -> Any:
+    """A labelled group as xarray reads it: with the scale, offset and missing value that stand in the attributes."""
+    import xarray as xr
+
+    return xr.open_zarr(group.store, group=group.path or None, chunks=None, consolidated=False, drop_variables=dropped)
+
+
 def _of_xarray(data: Any, array: str | None, variables: Sequence[str] | None, weight: Any) -> Samples:
     from daskgmm.data.xarray import of_dataarray, of_dataset, variable
 
-    if hasattr(data, "data_vars") and array is None:
-        return of_dataset(data, variables, weight)
-    return of_dataarray(data if array is None or not hasattr(data, "data_vars") else variable(data, array), weight)
+    if not hasattr(data, "data_vars"):
+        return of_dataarray(data, weight)
+    return of_dataset(data, variables, weight) if array is None else of_dataarray(variable(data, array), weight)
 
 
 def _features_last(array: Any, what: str) -> tuple[tuple[int, ...], int]:
@@ -151,7 +150,7 @@ def _features_last(array: Any, what: str) -> tuple[tuple[int, ...], int]:
     return array.shape[:-1], array.shape[-1]
 
 
-def _check_chunks(array: zarr.Array[Any], missing: str, absent: Any = None) -> None:
+def _check_chunks(array: zarr.Array[Any], missing: str, absent: Any = np.nan) -> None:
     """Refuse an array that lacks chunks, unless they read as what is meant: ``absent`` or NaN where that is dropped."""
     fill = array.fill_value
     dropped = missing == "drop" and (fill == absent or (isinstance(fill, np.floating | float) and np.isnan(fill)))
@@ -159,7 +158,11 @@ def _check_chunks(array: zarr.Array[Any], missing: str, absent: Any = None) -> N
         check_complete(array)
 
 
-def _has_dims(array: zarr.Array[Any]) -> bool:
-    """Have its dimensions names, as Zarr v3 or xarray (v2) store them?"""
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-    return bool(names) and None not in names
+def _labelled(array: zarr.Array[Any]) -> bool:
+    return len(_dims(array)) == array.ndim
+
+
+def _dims(array: zarr.Array[Any]) -> list[str]:
+    """The names of its dimensions that have one, as Zarr v3 or xarray (v2) store them."""
+    names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
+    return [str(name) for name in names if name is not None]

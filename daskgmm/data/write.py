@@ -11,6 +11,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +54,14 @@ class Target:
             file.write(data)
 
     def remove(self, keys: Iterable[str]) -> None:
+        """Remove objects, and directories that held nothing else: one would be in the way of a chunk of its name."""
+        folders = set()
         for key in keys:
             self.fs.rm_file(f"{self.root}/{key}")
+            folders |= {key.rsplit("/", depth)[0] for depth in range(1, key.count("/") + 1)}
+        for folder in sorted(folders, key=len, reverse=True):
+            with suppress(OSError):  # it is not empty, or an object store knows no directories
+                self.fs.rmdir(f"{self.root}/{folder}")
 
 
 def manifest_of(target: Target) -> tuple[dict[str, Any] | None, bool]:
@@ -63,12 +70,24 @@ def manifest_of(target: Target) -> tuple[dict[str, Any] | None, bool]:
     try:
         if _METADATA in keys:
             attributes = json.loads(target.read(_METADATA)).get("attributes", {})
-            return json.loads(attributes[ATTRIBUTE]), True
+            return _checked(attributes[ATTRIBUTE]), True
         if _MANIFEST in keys:
-            return dict(json.loads(target.read(_MANIFEST))), False
-    except (KeyError, TypeError, ValueError):  # another program's, or torn: not ours to judge
+            return _checked(target.read(_MANIFEST)), False
+    except (AttributeError, KeyError, TypeError, ValueError):  # another program's, or torn: not ours to judge
         return None, False
     return None, False
+
+
+def _checked(text: str | bytes) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(text)
+    return {**manifest, "arrays": [str(name) for name in manifest["arrays"]]}
+
+
+def _ours(keys: Iterable[str], arrays: Iterable[str]) -> set[str]:
+    """Those of the keys that daskgmm gives to a group of these arrays, and to files that replace them when whole."""
+    names = "|".join(re.escape(name) for name in arrays)
+    ours = re.compile(rf"(zarr\.json|daskgmm\.json|({names})/(zarr\.json|c(/\d+)*))(\.[0-9a-f]+\.partial)?")
+    return {key for key in keys if ours.fullmatch(key)}
 
 
 @dataclass(frozen=True)
@@ -76,18 +95,19 @@ class Output:
     """A group in the making."""
 
     target: Target
+    arrays: tuple[str, ...]
     metadata: bytes  # of the group, to be written last
     done: frozenset[str]  # keys that an earlier run left: of chunks that need not be written again
 
     def discard(self) -> None:
         """What was begun makes no sense: remove it."""
-        self.target.remove(self.target.listing())
+        self.target.remove(_ours(self.target.listing(), self.arrays))
 
     def publish(self) -> None:
         """Everything is written: make the group one that opens."""
         self.target.write(_METADATA, self.metadata)
-        leftovers = [key for key in self.target.listing() if key == _MANIFEST or key.endswith(".partial")]
-        self.target.remove(leftovers)
+        ours = _ours(self.target.listing(), self.arrays)
+        self.target.remove(key for key in ours if key == _MANIFEST or key.endswith(".partial"))
 
 
 def prepare(
@@ -114,15 +134,8 @@ def prepare(
         There is something already, and it may not be replaced.
     """
     target = Target.at(path)
-    manifest = json.loads(json.dumps({**manifest, "arrays": sorted(map(str, template.variables))}))
-    keys = target.listing()
-    if keys:
-        found, complete = manifest_of(target)
-        if complete or found != manifest:
-            _check_ours(target, path, keys, overwrite)
-            # The metadata first: from here on the group is not complete.
-            target.remove(sorted(keys, key=lambda key: key != _METADATA))
-            keys = []
+    arrays = tuple(sorted(map(str, template.variables)))
+    manifest = json.loads(json.dumps({**manifest, "arrays": arrays}))
     staged: dict[str, Any] = {}
     with warnings.catch_warnings():
         # Of consolidated metadata and of strings, that the v3 specification does not have them yet.
@@ -132,10 +145,21 @@ def prepare(
         )
     objects = {key: value.to_bytes() for key, value in staged.items()}
     metadata = objects.pop(_METADATA)
+    keys = target.listing()
+    if keys:
+        found, complete = manifest_of(target)
+        if complete or found != manifest:
+            _check_ours(target, path, keys, overwrite)
+            # The metadata first: from here on the group is not complete.
+            target.remove(sorted(keys, key=lambda key: key != _METADATA))
+            keys = []
+    # Of what is written here and now, nothing older may stay: chunks of the fill value alone are not written.
+    whole = tuple(f"{name}/" for name, variable in template.variables.items() if variable.chunks is None)
+    target.remove(key for key in _ours(keys, arrays) if key.startswith(whole) and key not in objects)
     target.write(_MANIFEST, json.dumps(manifest).encode())
     for key, data in objects.items():
         target.write(key, data)
-    return Output(target, metadata, frozenset(keys))
+    return Output(target, arrays, metadata, frozenset(keys))
 
 
 def check_free(path: str, overwrite: bool) -> None:
@@ -163,9 +187,7 @@ def _check_ours(target: Target, path: str, keys: Iterable[str], overwrite: bool)
     if not overwrite:
         state = "is complete" if complete else "was begun with other data or another model"
         raise FileExistsError(f"{path!r} exists ({state}): choose another path, or overwrite it")
-    names = "|".join(re.escape(name) for name in found["arrays"])
-    ours = re.compile(rf"(zarr\.json|daskgmm\.json|({names})/(zarr\.json|c(/\d+)*))(\.[0-9a-f]+\.partial)?")
-    if foreign := [key for key in keys if not ours.fullmatch(key)]:
+    if foreign := sorted(set(keys) - _ours(keys, found["arrays"])):
         raise FileExistsError(
             f"{path!r} holds {foreign[0]!r}, which daskgmm did not write: move it away, or choose another path"
         )

@@ -6,14 +6,13 @@ last dimension holds the features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
-from daskgmm.data.blocks import Samples, of_numpy
+from daskgmm.data.blocks import Samples, check_real, of_numpy
 from daskgmm.data.dask import of_dask
 from daskgmm.data.zarr import of_stored
 
@@ -27,21 +26,21 @@ def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, weight: Any = No
         A variable is missing, or they do not all have the same dimensions.
     """
     names = tuple(str(name) for name in (variables if variables is not None else ds.data_vars))
-    if absent := [name for name in names if name not in ds.variables]:
-        raise ValueError(f"no variable {absent[0]!r}: there are {', '.join(map(str, ds.data_vars)) or 'none'}")
     if not names:
         raise ValueError("the Dataset has no data variables: the variables are the features, give it some")
-    dims = ds[names[0]].dims
-    for name in names:
-        if set(ds[name].dims) != set(dims):
+    arrays = [variable(ds, name) for name in names]
+    dims = arrays[0].dims
+    for name, array in zip(names, arrays, strict=True):
+        check_real(array.dtype, f"variable {name!r}")
+        if set(array.dims) != set(dims):
             raise ValueError(
-                f"variable {name!r} has dimensions {ds[name].dims}, but {names[0]!r} has {dims}: "
+                f"variable {name!r} has dimensions {array.dims}, but {names[0]!r} has {dims}: "
                 "select variables that share all dimensions, or broadcast them"
             )
     if not dims:
         raise ValueError("the variables have no dimensions, so there is one sample: give arrays")
-    parts = [ds[name].variable.transpose(*dims) for name in names]
-    samples = _of_variables(parts, parts[0].shape, len(parts), _weight(weight, dims))
+    parts = [array.variable.transpose(*dims) for array in arrays]
+    samples = _of_variables(parts, parts[0].shape, len(parts), _weight(weight, ds, dims))
     return replace(samples, names=names, dims=tuple(map(str, dims)), coords=_coords(ds, dims))
 
 
@@ -58,8 +57,9 @@ def of_dataarray(array: xr.DataArray, weight: Any = None) -> Samples:
             f"a DataArray of dimensions {array.dims} has no features: its last dimension holds them; "
             "for fields of one variable pass array.to_dataset(name=…)"
         )
+    check_real(array.dtype, "the DataArray")
     dims = array.dims[:-1]
-    samples = _of_variables([array.variable], array.shape[:-1], array.shape[-1], _weight(weight, dims))
+    samples = _of_variables([array.variable], array.shape[:-1], array.shape[-1], _weight(weight, array, dims))
     labels = array.coords.get(array.dims[-1])
     named = labels is not None and labels.dtype.kind in "UOT"
     return replace(
@@ -68,6 +68,19 @@ def of_dataarray(array: xr.DataArray, weight: Any = None) -> Samples:
         dims=tuple(map(str, dims)),
         coords=_coords(array, dims),
     )
+
+
+def variable(ds: xr.Dataset, name: str) -> xr.DataArray:
+    """A variable of a Dataset.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name.
+    """
+    if name not in ds.variables:
+        raise ValueError(f"no variable {name!r}: there are {', '.join(map(str, ds.data_vars)) or 'none'}")
+    return ds[name]
 
 
 def wrap(samples: Samples, array: Any, name: str) -> Any:
@@ -79,21 +92,38 @@ def wrap(samples: Samples, array: Any, name: str) -> Any:
 
 
 def _of_variables(parts: Sequence[xr.Variable], shape: tuple[int, ...], n_features: int, weight: Any) -> Samples:
-    if any(part.chunks is not None for part in parts):
-        return of_dask([part.chunk().data for part in parts], shape, n_features, weight)
+    if chunked := [part for part in parts if part.chunks is not None]:
+        return of_dask([part.chunk(chunked[0].chunksizes).data for part in parts], shape, n_features, weight)
     if all(part._in_memory for part in parts):
         return of_numpy([part.values for part in parts], shape, n_features, weight)
-    ndim = len(shape)
-    preferred = [part.encoding.get("preferred_chunks", {}) for part in parts]
-    dims = parts[0].dims[:ndim]
-    chunks = [max(grid.get(dim, size) for grid in preferred) for dim, size in zip(dims, shape, strict=True)]
-    sharded = [shards[:ndim] for part in parts if (shards := part.encoding.get("shards")) is not None]
-    return of_stored(parts, shape, n_features, chunks, np.max([chunks, *sharded], axis=0).tolist(), weight)
+    dims = parts[0].dims[: len(shape)]
+    grids = [part.encoding.get("preferred_chunks", {}) for part in parts]  # dims in the order of storage
+    shards = [dict(zip(g, p.encoding.get("shards") or (), strict=False)) for g, p in zip(grids, parts, strict=True)]
+    chunks = _common(dims, grids, (1, *shape[1:]))  # a file that is not chunked: some rows at a time
+    return of_stored(parts, shape, n_features, chunks, _common(dims, shards, chunks), weight)
+
+
+def _common(dims: Sequence[Any], grids: Sequence[Mapping[Any, int]], otherwise: Sequence[int]) -> list[int]:
+    """The largest extent along each dimension."""
+    return [
+        max((grid[dim] for grid in grids if dim in grid), default=extent)
+        for dim, extent in zip(dims, otherwise, strict=True)
+    ]
 
 
 def _coords(source: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> dict[Any, Any]:
     return {name: c.variable for name, c in source.coords.items() if set(c.dims) <= set(dims)}
 
 
-def _weight(weight: Any, dims: Sequence[Any]) -> Any:
-    return weight.transpose(*dims).data if isinstance(weight, xr.DataArray) else weight
+def _weight(weight: Any, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> Any:
+    if not isinstance(weight, xr.DataArray):
+        return weight
+    if set(weight.dims) != set(dims):
+        raise ValueError(f"sample_weight has dimensions {weight.dims}, expected {dims}: give one weight a sample")
+    try:
+        xr.align(samples, weight, join="exact", copy=False)
+    except ValueError as error:
+        raise ValueError(
+            "sample_weight has other coordinates than the samples: give it theirs (xarray.align)"
+        ) from error
+    return weight.transpose(*dims).variable

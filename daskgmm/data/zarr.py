@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
 import zarr
+from dask.base import is_dask_collection
+from zarr.abc.store import Store
 from zarr.core.sync import sync
 
-from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
+from daskgmm.data.blocks import Samples, Source, check_extent, region_size, regular_blocks, weights_of
 
 
 def open_store(store: str | os.PathLike[str]) -> zarr.Array[Any] | zarr.Group:
@@ -50,14 +53,16 @@ def of_stored(
     weight: Any = None,
 ) -> Samples:
     """Samples in arrays that are read region by region, by whoever needs them."""
+    check_extent(shape, n_features)
     dtype = np.result_type(*(array.dtype for array in arrays))
     blocks = regular_blocks(shape, n_features, chunks, shards)
+    weight = weights_of(weight, shape)
     return Samples(
         shape,
         n_features,
         dtype,
         blocks,
-        Source(tuple(arrays), None if weight is None else np.asarray(weight)),
+        Source(tuple(arrays), np.asarray(weight) if is_dask_collection(weight) else weight),
         region_bytes=max((region_size(r) for b in blocks[:1] for r in b.regions), default=0)
         * n_features
         * dtype.itemsize,
@@ -67,6 +72,33 @@ def of_stored(
 def _common(grids: Iterable[Sequence[int]]) -> tuple[int, ...]:
     """The largest extent along each axis: whole units of all, where one's are multiples of the other's."""
     return tuple(max(axis) for axis in zip(*grids, strict=True))
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where arrays are stored."""
+
+    store: Store
+    key: str  # of the metadata
+
+    @staticmethod
+    def of(node: zarr.Array[Any] | zarr.Group) -> Home:
+        v2 = ".zarray" if isinstance(node, zarr.Array) else ".zgroup"
+        name = "zarr.json" if node.metadata.zarr_format == 3 else v2
+        return Home(node.store, f"{node.path}/{name}" if node.path else name)
+
+    def check(self) -> None:
+        """Refuse to read where the store cannot be seen: every chunk would be missing, and read as the fill value.
+
+        Raises
+        ------
+        FileNotFoundError
+        """
+        if not sync(self.store.exists(self.key)):
+            raise FileNotFoundError(
+                f"{self.store}/{self.key} is not there for this worker: put the data where all workers can read them, "
+                "or use workers that can"
+            )
 
 
 def check_complete(array: zarr.Array[Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from daskgmm.em.acceleration import Mixing
 from daskgmm.em.estep import log_densities, log_joint_of
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
@@ -28,19 +29,24 @@ OnePass = Callable[[Sequence[Components]], Sequence[Stats]]
 class EMState:
     """What the next step needs."""
 
-    parameters: Any
-    lower_bounds: tuple[float, ...] = ()  # per-sample log-likelihood before each step
+    parameters: Any  # what the next pass tries
+    n_iter: int = 0
+    lower_bounds: tuple[float, ...] = ()  # per-sample log-likelihoods of what was tried, and kept
     converged: bool = False
     n_reseeded: int = 0
     previous_bound: float = -np.inf  # of the fit that this one goes on from
-
-    @property
-    def n_iter(self) -> int:
-        return len(self.lower_bounds)
+    mixing: Mixing = Mixing()
+    point: Array | None = None  # (k, p) normalized moments, of which `parameters` are the M-step
+    plain: EMState | None = None  # where `parameters` are extrapolated: the state with EM's own step instead
 
     @property
     def lower_bound(self) -> float:
         return self.lower_bounds[-1] if self.lower_bounds else self.previous_bound
+
+    @property
+    def settled(self) -> EMState:
+        """The state with nothing untried in it: EM's own step is not worse than what it started from."""
+        return self.plain or self
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class EM:
     sample: Array  # (m, d) rows about the frame's shift, on which a dead component may start again
     tol: float
     max_iter: int
+    accelerate: bool = True
     stage: str = "data"  # or "sample": where the passes go, for those who watch
 
     def run(self, states: Sequence[EMState], one_pass: OnePass, watch: Callable[[Info], None]) -> list[EMState]:
@@ -103,7 +110,7 @@ class EM:
                     tuple(reseeded),
                 )
             )
-        return states
+        return [state.settled for state in states]
 
     def advance(self, state: EMState, components: Components, stats: Stats) -> tuple[EMState, list[int]]:
         """One EM step: the state after the pass ``stats``, and the components that died in it.
@@ -117,21 +124,28 @@ class EM:
         """
         counts = stats.moments[:, 0]
         lower_bound = stats.log_likelihood / stats.weight
+        dead = np.flatnonzero(counts < _DEAD * stats.weight).tolist()
+        if state.plain is not None and (dead or not lower_bound >= state.lower_bound):  # extrapolated too far
+            return replace(state.plain, n_iter=state.n_iter + 1, mixing=state.mixing.failed()), []
         if not (np.isfinite(lower_bound) and np.isfinite(stats.moments).all()):
             raise ValueError(
                 f"the log-likelihood is {lower_bound} in pass {state.n_iter + 1}, as squares of the data "
                 "overflow or the data changed since they were surveyed: rescale them, or fit again"
             )
-        dead = np.flatnonzero(counts < _DEAD * stats.weight).tolist()
         after = replace(
             state,
+            n_iter=state.n_iter + 1,
             lower_bounds=(*state.lower_bounds, lower_bound),
             n_reseeded=state.n_reseeded + len(dead),
         )
         if not dead:
             parameters = self.family.maximize(components, stats.moments, self.frame)
-            after = replace(after, parameters=parameters)
-            return replace(after, converged=abs(change(after)) < self.tol), []
+            # An extrapolated step may gain little where EM's own would gain more: only the latter ends a fit.
+            converged = abs(change(after)) < self.tol
+            if state.plain is not None:
+                after = replace(after, plain=None, mixing=state.mixing.succeeded())
+            after = replace(after, parameters=parameters, converged=converged and state.plain is None)
+            return self._accelerated(after, components, stats, extrapolate=not converged), []
         if after.n_reseeded > _RESEEDS_PER_COMPONENT * len(counts):
             raise ValueError(
                 f"component {dead[0]} lost all its samples, after {state.n_reseeded} components were already "
@@ -140,7 +154,25 @@ class EM:
         kept = np.setdiff1d(np.arange(len(counts)), dead)
         alive = self.family.maximize(components.take(kept), stats.moments[kept], self.frame)
         rows = self.sample[self._unlikely(alive, len(dead))]
-        return replace(after, parameters=self.family.reseed(alive, dead, rows)), dead
+        reseeded = self.family.reseed(alive, dead, rows)
+        return replace(after, parameters=reseeded, mixing=Mixing(), point=None, plain=None), dead
+
+    def _accelerated(self, state: EMState, components: Components, stats: Stats, extrapolate: bool) -> EMState:
+        """The state after EM's own step, or with an extrapolated one to be tried in its place."""
+        if not self.accelerate or components.tight.any():  # moments about means that move do not mix
+            return replace(state, mixing=Mixing(), point=None)
+        image = stats.moments / stats.weight
+        mixing = state.mixing if state.point is None else state.mixing.add(state.point.ravel(), image.ravel())
+        plain = replace(state, mixing=mixing, point=image)
+        candidate = mixing.extrapolate() if extrapolate else None
+        if candidate is None or not (candidate.reshape(image.shape)[:, 0] > 0).all():
+            return plain
+        moments = candidate.reshape(image.shape)
+        try:
+            parameters = self.family.maximize(components, moments * stats.weight, self.frame)
+        except ValueError:  # impossible moments
+            return plain
+        return replace(plain, parameters=parameters, point=moments, plain=plain)
 
     def _unlikely(self, parameters: Any, n: int) -> npt.NDArray[np.intp]:
         """The n rows of the sample that the model explains worst."""
@@ -151,5 +183,5 @@ class EM:
 
 def change(state: EMState) -> float:
     """Gain in per-sample log-likelihood of the last step."""
-    before = state.lower_bounds[-2] if state.n_iter > 1 else state.previous_bound
+    before = state.lower_bounds[-2] if len(state.lower_bounds) > 1 else state.previous_bound
     return state.lower_bound - before

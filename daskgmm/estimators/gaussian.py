@@ -24,7 +24,7 @@ from daskgmm.families.components import GaussianComponents
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
-from daskgmm.fitting import Fit, Options, fit_mixture
+from daskgmm.fitting import OPTIONS, Fit, Options, fit_mixture
 from daskgmm.seeding import Start
 
 
@@ -61,6 +61,9 @@ class GaussianMixture(BaseMixture):
         Show progress.
     verbose_interval : int, default=10
         Passes between two updates of what ``verbose=1`` shows; ``verbose=2`` shows each.
+    accelerate : bool, default=True
+        Extrapolate from EM's last steps (Anderson mixing). What lowers the likelihood is dropped and EM's own step
+        taken, which costs a pass; False: textbook EM.
     subsample : int or None, default=100_000
         Rows of a uniform random sample. EM runs on it first, from all starts, if the data have more rows. None:
         start on all data.
@@ -111,6 +114,7 @@ class GaussianMixture(BaseMixture):
         "warm_start": ["boolean"],
         "verbose": ["verbose"],
         "verbose_interval": [Interval(Integral, 1, None, closed="left")],
+        "accelerate": ["boolean"],
         "subsample": [Interval(Integral, 1, None, closed="left"), None],
         "missing": [StrOptions({"raise", "drop", "fill"})],
         "callbacks": ["array-like"],
@@ -133,6 +137,7 @@ class GaussianMixture(BaseMixture):
         warm_start: bool = False,
         verbose: int = 0,
         verbose_interval: int = 10,
+        accelerate: bool = True,
         subsample: int | None = 100_000,
         missing: str = "raise",
         callbacks: Sequence[Callable[[Info], None]] = (),
@@ -151,6 +156,7 @@ class GaussianMixture(BaseMixture):
         self.warm_start = warm_start
         self.verbose = verbose
         self.verbose_interval = verbose_interval
+        self.accelerate = accelerate
         self.subsample = subsample
         self.missing = missing
         self.callbacks = callbacks
@@ -162,7 +168,7 @@ class GaussianMixture(BaseMixture):
         if self.warm_start and hasattr(self, "converged_"):
             last = self._parameters()
             known = Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)
-        options = Options(k, self.tol, self.max_iter, self.n_init, self.init_params, self.subsample, self.missing)
+        options = Options(**{name: getattr(self, name) for name in OPTIONS})
         fit = fit_mixture(samples, family, options, known, check_random_state(self.random_state), watch)
         if self.max_iter and not fit.state.converged:
             warnings.warn(

@@ -14,14 +14,9 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import solve_triangular
+from scipy.linalg import rq, solve_triangular
 
-from daskgmm.families.frame import Array, Frame
-
-_EPS = float(np.finfo(np.float64).eps)
-# Sums about one common centre lose eps · (radius / narrowest standard deviation)² of a covariance;
-# a component that would lose more than this is treated about its own mean.
-_TOLERANCE = 1e-6
+from daskgmm.families.frame import TOLERANCE, Array, Frame, lost
 
 
 @dataclass(frozen=True)
@@ -36,8 +31,8 @@ class GaussianComponents(ABC):
     @cached_property
     def tight(self) -> npt.NDArray[np.bool_]:
         # ‖F‖ (Frobenius) is never below 1 / the component's narrowest standard deviation.
-        squares = np.reshape(self.factors**2, (len(self.means), -1)).sum(axis=1)
-        return ~(_EPS * self.radius**2 * squares <= _TOLERANCE)
+        narrowness = np.linalg.norm(np.reshape(self.factors, (len(self.means), -1)), axis=1)
+        return ~(lost(self.radius * narrowness) <= TOLERANCE)
 
     def take(self, ks: npt.NDArray[np.intp]) -> Self:
         """These of the components."""
@@ -69,8 +64,8 @@ class GaussianComponents(ABC):
         """Sufficient statistics of a tile: (d, n) -> (p, n)."""
 
     @abstractmethod
-    def covariances(self, second: Array, delta: Array, frame: Frame) -> Array:
-        """Mean second moments about the centres, less those of delta (k, d), in the user's units."""
+    def covariances(self, second: Array, delta: Array) -> Array:
+        """Mean second moments about the centres, less those of delta (k, d)."""
 
     @abstractmethod
     def _natural(self) -> tuple[Array, Array]:
@@ -97,8 +92,20 @@ class DenseComponents(GaussianComponents):
         return np.log(np.einsum("kii->ki", factors)).sum(axis=1)
 
     @staticmethod
-    def draw(covariances: Array, k: int, normal: Array) -> Array:
-        return normal @ np.linalg.cholesky(covariances[k]).T
+    def draw(factors: Array, k: int, normal: Array) -> Array:
+        drawn: Array = solve_triangular(factors[k], normal.T, trans="T").T
+        return drawn
+
+    @staticmethod
+    def mapped(covariances: Array, by: Array) -> Array:
+        """Of u = B z, given those of z."""
+        return by @ covariances @ by.T
+
+    @staticmethod
+    def triangular(factors: Array) -> Array:
+        """Upper triangular F of the same F Fᵀ, with a positive diagonal."""
+        upper = np.stack([rq(factor, mode="r") for factor in factors])
+        return upper * np.sign(np.einsum("kii->ki", upper))[:, None, :]
 
     @staticmethod
     def regularize(covariances: Array, amount: float) -> Array:
@@ -130,14 +137,14 @@ class DenseComponents(GaussianComponents):
             start += d - i
         return out
 
-    def covariances(self, second: Array, delta: Array, frame: Frame) -> Array:
+    def covariances(self, second: Array, delta: Array) -> Array:
         k, d = delta.shape
         rows, columns = np.triu_indices(d)
         square = np.empty((k, d, d))
         square[:, rows, columns] = second
         square[:, columns, rows] = second
         square -= delta[:, :, None] * delta[:, None, :]
-        return frame.unit @ square @ frame.unit.T
+        return square
 
     def _natural(self) -> tuple[Array, Array]:
         precisions = self.factors @ self.factors.transpose(0, 2, 1)
@@ -166,8 +173,16 @@ class DiagonalComponents(GaussianComponents):
         return np.log(factors).sum(axis=1)
 
     @staticmethod
-    def draw(covariances: Array, k: int, normal: Array) -> Array:
-        return normal * np.sqrt(covariances[k])
+    def draw(factors: Array, k: int, normal: Array) -> Array:
+        return normal / factors[k]
+
+    @staticmethod
+    def mapped(covariances: Array, by: Array) -> Array:
+        return by.diagonal() ** 2 * covariances
+
+    @staticmethod
+    def triangular(factors: Array) -> Array:
+        return factors
 
     @staticmethod
     def regularize(covariances: Array, amount: float) -> Array:
@@ -186,8 +201,8 @@ class DiagonalComponents(GaussianComponents):
     def phi(self, z: Array) -> Array:
         return np.concatenate([np.ones((1, z.shape[1])), z, z * z])
 
-    def covariances(self, second: Array, delta: Array, frame: Frame) -> Array:
-        return frame.scale**2 * (second - delta**2)
+    def covariances(self, second: Array, delta: Array) -> Array:
+        return second - delta**2
 
     def _natural(self) -> tuple[Array, Array]:
         precisions = self.factors**2

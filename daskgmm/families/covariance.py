@@ -33,6 +33,11 @@ class CovarianceModel:
     def diagonal(self) -> bool:
         return self.code[2] == "I"
 
+    @property
+    def linear(self) -> bool:
+        """Is a linear map of the features, with each covariance mapped, still of this model?"""
+        return self.code[2] == self.code[1] != "I"
+
     def n_parameters(self, k: int, d: int) -> int:
         """Free parameters of the covariances: volume + shape + orientation."""
         times = {"E": 1, "V": k, "I": 0}

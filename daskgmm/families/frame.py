@@ -9,15 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import solve_triangular
 
 Array = npt.NDArray[np.float64]
 
 _CLIP = 8.0  # robust deviations; one far row of the sample must not decide the directions
 _RIDGE = 1e-6  # relative; bounds the frame's own condition number, whitening need not be exact
+TOLERANCE = 1e-6  # the share of a variance that may be lost to rounding
+
+
+def lost(reach: Any) -> Any:
+    """Share of a variance that sums about a centre ``reach`` standard deviations away lose to rounding."""
+    return float(np.finfo(np.float64).eps) * reach * reach
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Frame:
 
     shift: Array  # (d,)
     scale: Array  # (d,)
-    lower: Array | None = None  # (d, d) Cholesky factor of the scaled sample's covariance; None: the identity
+    directions: Array | None = None  # (d, d) steps in z, in scaled units, as columns; None: the identity
     radius: float = np.inf  # no row lies farther than this from the origin of z
 
     @staticmethod
@@ -57,45 +63,62 @@ class Frame:
         return Frame(shift, scale, np.linalg.cholesky(covariance))
 
     def reaching(self, low: Array, high: Array) -> Frame:
-        """The same frame, with a bound on ``|z|`` for rows inside the box ``low ≤ x ≤ high``."""
-        reach = np.maximum(np.abs(low - self.shift), np.abs(high - self.shift)) / self.scale  # (d,)
-        return replace(self, radius=float(np.linalg.norm(np.abs(self.whitening) @ reach)))
+        """The same frame, with a bound on ``|z|`` for rows inside the box ``low ≤ x ≤ high``.
+
+        Where that is so far that sums about one common centre lose too much, each component is treated about its
+        own mean, and whitening gains nothing. Instead the first axis points to the far corner of the box: squares of
+        one far row, in however many features it is far, then stay out of the sums along the other axes.
+        """
+        above = high + low > 2 * self.shift
+        far = np.where(above, high - self.shift, low - self.shift) / self.scale  # (d,)
+        radius = float(np.linalg.norm(np.abs(self.whitening) @ np.abs(far)))
+        if self.directions is None or lost(radius) <= TOLERANCE:
+            return replace(self, radius=radius)
+        return replace(self, directions=_reflection(far), radius=float(np.linalg.norm(far)))
 
     def apply(self, x: npt.NDArray[np.generic]) -> Array:
         """``z``, features first: (n, d) -> (d, n)."""
         z = x.T.astype(np.float64, order="C")  # features first in memory too: long, contiguous vectors
         z -= self.shift[:, None]
-        if self.lower is not None:
-            return self._scaled_whitening @ z
+        if self.directions is not None:
+            return self.matrix @ z
         z /= self.scale[:, None]
         return z
 
     def standardized(self, z: Array) -> Array:
         """Scaled but not whitened coordinates of z: (d, n)."""
-        return z if self.lower is None else self.lower @ z
+        return z if self.directions is None else self.directions @ z
 
     def means_in(self, u: Array) -> Array:
         """User's units (k, d) to the frame."""
         y = u / self.scale
-        return y if self.lower is None else y @ self.whitening.T
+        return y if self.directions is None else y @ self.whitening.T
 
     def means_out(self, z: Array) -> Array:
         """The frame (k, d) to user's units."""
-        return z * self.scale if self.lower is None else z @ self.unit.T
+        return z * self.scale if self.directions is None else z @ self.unit.T
 
     @cached_property
     def unit(self) -> Array:
-        """``W⁻¹`` (d, d), lower triangular: a step in z, in the user's units."""
-        return np.diag(self.scale) if self.lower is None else self.scale[:, None] * self.lower
+        """``W⁻¹`` (d, d): a step in z, in the user's units."""
+        return np.diag(self.scale) if self.directions is None else self.scale[:, None] * self.directions
 
     @cached_property
-    def _scaled_whitening(self) -> Array:
+    def matrix(self) -> Array:
+        """W (d, d)."""
         return self.whitening / self.scale
 
     @cached_property
     def whitening(self) -> Array:
         """W without the scale (d, d)."""
-        if self.lower is None:
+        if self.directions is None:
             return np.eye(len(self.scale))
-        inverse: Array = solve_triangular(self.lower, np.eye(len(self.scale)), lower=True)
+        inverse: Array = np.linalg.inv(self.directions)
         return inverse
+
+
+def _reflection(x: Array) -> Array:
+    """The Householder matrix that maps the first axis to the line of x."""
+    v = x / np.linalg.norm(x)
+    v[0] += np.copysign(1, v[0])
+    return np.eye(len(v)) - np.outer(v, v) * (2 / (v @ v))

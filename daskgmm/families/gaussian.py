@@ -86,14 +86,17 @@ class Gaussian:
         counts = moments[:, 0] + _COUNT_FLOOR
         mean_moments = moments / counts[:, None]
         delta = mean_moments[:, 1 : d + 1]  # (k, d) from the centres to the new means
-        observed = components.covariances(mean_moments[:, d + 1 :], delta, frame)
-        covariances = self.algebra.regularize(self.model.estimate(counts, observed), self.reg_covar)
-        return GaussianParameters(
-            counts / counts.sum(),
-            frame.means_out(components.centres + delta),
-            covariances,
-            self.factorize(covariances, counts),
-        )
+        observed = components.covariances(mean_moments[:, d + 1 :], delta)  # in the frame
+        if self.model.linear:  # the M-step is the same in the frame, where rounding does less harm
+            there = self.model.estimate(counts, observed) + self.reg_covar * frame.matrix @ frame.matrix.T
+            factors = self.algebra.triangular(frame.matrix.T @ self.factorize(there, counts))
+            covariances = self.algebra.mapped(there, frame.unit)
+        else:
+            observed = self.algebra.mapped(observed, frame.unit)
+            covariances = self.algebra.regularize(self.model.estimate(counts, observed), self.reg_covar)
+            factors = self.factorize(covariances, counts)
+        means = frame.means_out(components.centres + delta)
+        return GaussianParameters(counts / counts.sum(), means, covariances, factors)
 
     def factorize(self, covariances: Array, counts: Array) -> Array:
         factors = np.empty_like(covariances)
@@ -152,7 +155,7 @@ class Gaussian:
         counts = rng.multinomial(n, parameters.weights)
         d = parameters.means.shape[1]
         rows = [
-            mean + self.algebra.draw(parameters.covariances, k, rng.standard_normal((count, d)))
+            mean + self.algebra.draw(parameters.factors, k, rng.standard_normal((count, d)))
             for k, (mean, count) in enumerate(zip(parameters.means, counts, strict=True))
         ]
         return np.concatenate(rows), np.repeat(np.arange(len(counts)), counts)

@@ -1,0 +1,154 @@
+"""Rows with missing values: named and refused, or left out as if they were not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import pytest
+import xarray as xr
+import zarr
+
+from daskgmm import GaussianMixture
+
+Array = npt.NDArray[np.float64]
+
+pytestmark = [
+    pytest.mark.usefixtures("small_blocks"),
+    pytest.mark.filterwarnings("ignore:Consolidated metadata"),
+]
+
+BAD = ((345, 1), (346, 0), (599, 2))  # rows and features without a value
+START = {
+    "n_components": 3,
+    "weights_init": [0.2, 0.3, 0.5],
+    "means_init": [[1.0, 1.0, 0.0], [8.0, 0.0, -3.0], [-2.0, 5.0, 2.0]],
+    "precisions_init": [np.eye(3)] * 3,
+}
+KINDS: dict[str, Callable[[Array, Path], Any]] = {
+    "NumPy": lambda rows, _: rows,
+    "dask": lambda rows, _: da.from_array(rows, chunks=((100, 245, 255), 2)),
+    "zarr": lambda rows, path: zarr.create_array(str(path / "x.zarr"), data=rows, chunks=(40, 3), shards=(120, 3)),
+    "Dataset": lambda rows, _: fields(rows),
+    "Dataset, dask": lambda rows, _: fields(rows).chunk(time=2, lat=5),
+    "labelled store": lambda rows, path: fields(rows).to_zarr(path / "f.zarr") and path / "f.zarr",
+}
+
+
+def fields(rows: Array) -> xr.Dataset:
+    cube = rows.reshape(5, 12, 10, 3)
+    return xr.Dataset({name: (("time", "lat", "lon"), cube[..., i]) for i, name in enumerate("abc")})
+
+
+@pytest.fixture(scope="module")
+def rows(blobs: Array) -> Array:
+    return np.random.default_rng(1).permutation(blobs)
+
+
+@pytest.fixture(params=[np.nan, np.inf, -np.inf])
+def gappy(rows: Array, request: pytest.FixtureRequest) -> Array:
+    gappy = rows.copy()
+    for at in BAD:
+        gappy[at] = request.param
+    return gappy
+
+
+def place(kind: str) -> str:
+    """Where the first bad value stands, in the words of its container: row 345 is time 2, lat 10, lon 5."""
+    return "variable 'b' at time=2, lat=10, lon=5" if kind.startswith(("Dataset", "labelled")) else "row 345, feature 1"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fit_names_the_first_bad_value(kind: str, gappy: Array, tmp_path: Path) -> None:
+    word = "NaN" if np.isnan(gappy[BAD[0]]) else "infinity"
+    with pytest.raises(ValueError, match=f"contains {word}: {place(kind)} is .*missing='drop'"):
+        GaussianMixture(**START).fit(KINDS[kind](gappy, tmp_path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prediction_names_the_bad_value_once_it_is_computed(kind: str, rows: Array, tmp_path: Path) -> None:
+    model = GaussianMixture(**START).fit(rows)
+    gappy = rows.copy()
+    gappy[BAD[0]] = np.nan
+    data = KINDS[kind](gappy, tmp_path)
+    if kind in ("NumPy", "Dataset"):
+        with pytest.raises(ValueError, match=place(kind)):
+            model.predict(data)
+        return
+    lazy = model.predict(data)
+    with pytest.raises(ValueError, match=place(kind)):
+        lazy.compute()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropped_rows_are_as_if_they_were_not_there(kind: str, gappy: Array, tmp_path: Path) -> None:
+    good = np.isfinite(gappy).all(axis=1)
+    expected = GaussianMixture(**START).fit(gappy[good])
+    data = KINDS[kind](gappy, tmp_path)
+    found = GaussianMixture(missing="drop", **START).fit(data)
+    assert found.n_samples_ == good.sum() == 597
+    for name in ("weights_", "means_", "covariances_", "lower_bound_"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-10)
+    assert found.score(data) == pytest.approx(expected.score(gappy[good]), rel=1e-10)
+    assert found.bic(data) == pytest.approx(expected.bic(gappy[good]), rel=1e-10)
+    labels = np.asarray(found.predict(data)).ravel()
+    np.testing.assert_array_equal(labels[good], expected.predict(gappy[good]))
+    assert (labels[~good] == -1).all()
+    for method, tail in (("score_samples", ()), ("predict_proba", (3,))):
+        result = np.asarray(getattr(found, method)(data)).reshape(600, *tail)
+        assert np.isnan(result[~good]).all()
+        np.testing.assert_allclose(result[good], getattr(expected, method)(gappy[good]), rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["NumPy", "dask", "zarr"])
+def test_default_starts_see_no_missing_row(kind: str, gappy: Array, tmp_path: Path) -> None:
+    data = KINDS[kind](gappy, tmp_path)
+    for subsample in (None, 200, 100_000):
+        found = GaussianMixture(3, missing="drop", random_state=0, subsample=subsample).fit(data)
+        assert np.sort(found.weights_) == pytest.approx([1 / 3] * 3, abs=0.01)
+
+
+def test_a_chunk_without_any_good_row(rows: Array) -> None:
+    gappy = rows.copy()
+    gappy[100:300] = np.nan
+    found = GaussianMixture(missing="drop", **START).fit(da.from_array(gappy, chunks=(100, 3)))
+    expected = GaussianMixture(**START).fit(np.delete(rows, slice(100, 300), axis=0))
+    np.testing.assert_allclose(found.means_, expected.means_, rtol=1e-10)
+
+
+def test_no_good_row_at_all() -> None:
+    lazy = da.full((600, 3), np.nan, chunks=(100, 3))
+    with pytest.raises(ValueError, match=r"n_components = 3, n_samples = 0.*missing values do not count"):
+        GaussianMixture(missing="drop", **START).fit(lazy)
+    model = GaussianMixture(missing="drop").fit(np.random.default_rng(0).standard_normal((50, 3)))
+    assert (model.predict(lazy).compute() == -1).all()
+    with pytest.raises(ValueError, match="nothing to"):
+        model.score(lazy)
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+@pytest.mark.parametrize("kind", ["dask", "zarr", "Dataset", "Dataset, dask"])
+def test_a_bad_weight_is_named(kind: str, value: float, rows: Array, tmp_path: Path) -> None:
+    weight = np.ones(600)
+    weight[[345, 500]] = value
+    data = KINDS[kind](rows, tmp_path)
+    where = "time=2, lat=10, lon=5" if kind.startswith("Dataset") else "row 345"
+    with pytest.raises(ValueError, match=rf"sample_weight is {value} at {where}: .*finite"):
+        GaussianMixture(**START).fit(
+            data, sample_weight=weight if where.startswith("row") else weight.reshape(5, 12, 10)
+        )
+
+
+def test_a_row_of_no_weight_may_be_anything(rows: Array) -> None:
+    """It does not touch the fit."""
+    gappy = rows.copy()
+    gappy[7] = 1e300
+    weight = np.ones(600)
+    weight[7] = 0
+    found = GaussianMixture(**START).fit(gappy, sample_weight=weight)
+    expected = GaussianMixture(**START).fit(np.delete(rows, 7, axis=0))
+    np.testing.assert_allclose(found.covariances_, expected.covariances_, rtol=1e-10)

@@ -1,0 +1,60 @@
+"""Anderson mixing, and its safeguard in the loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from daskgmm import GaussianMixture
+from daskgmm.em.acceleration import Mixing
+from daskgmm.families.covariance import MODELS
+
+
+def overlapping(seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(5, 4)) * 1.2
+    return np.concatenate([rng.normal(size=(600, 4)) @ (np.eye(4) + 0.3 * rng.normal(size=(4, 4))) + c for c in centres])
+
+
+def test_a_linear_iteration_is_solved_in_as_many_steps_as_it_has_dimensions():
+    rng = np.random.default_rng(0)
+    matrix = 0.9 * np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    offset = rng.normal(size=4)
+    solution = np.linalg.solve(np.eye(4) - matrix, offset)
+    mixing, x = Mixing(), np.zeros(4)
+    for _ in range(6):
+        image = matrix @ x + offset
+        mixing = mixing.add(x, image)
+        extrapolated = mixing.extrapolate()
+        x = image if extrapolated is None else extrapolated
+    np.testing.assert_allclose(x, solution, rtol=1e-9)
+
+
+def test_one_step_is_nothing_to_extrapolate_from():
+    assert Mixing().add(np.zeros(2), np.ones(2)).extrapolate() is None
+
+
+@pytest.mark.parametrize("covariance_type", MODELS)
+def test_accelerated_likelihoods_never_fall_and_end_no_lower_than_textbook_em(covariance_type):
+    passes = []
+    for seed in range(3):
+        X = overlapping(seed)
+        options = {"covariance_type": covariance_type, "random_state": 0, "tol": 1e-6, "max_iter": 1000, "reg_covar": 0}
+        fast = GaussianMixture(5, **options).fit(X)
+        slow = GaussianMixture(5, accelerate=False, **options).fit(X)
+        assert fast.converged_
+        assert slow.converged_
+        assert np.diff(fast.lower_bounds_).min() >= 0
+        assert fast.lower_bound_ > slow.lower_bound_ - 1e-4
+        passes.append((fast.n_iter_, slow.n_iter_))
+    fast_passes, slow_passes = np.array(passes).T
+    assert (fast_passes <= 1.1 * slow_passes).all()
+    assert fast_passes.sum() < 0.7 * slow_passes.sum()
+
+
+def test_a_fit_cut_short_returns_nothing_untried():
+    """Parameters after max_iter passes are EM's own step: never worse than the last likelihood reported."""
+    X = overlapping(1)
+    for max_iter in range(1, 12):
+        gm = GaussianMixture(5, random_state=0, max_iter=max_iter, tol=0, reg_covar=0).fit(X)
+        assert gm.score(X) >= gm.lower_bound_ - 1e-12

@@ -1,0 +1,146 @@
+"""The command line, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from click.testing import CliRunner
+
+from daskgmm import GaussianMixture, load
+from daskgmm.cli import main
+
+LOCAL = ["--workers", "0"]
+
+
+def run(*args: object):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(size=(2000, 3)), rng.normal(size=(2000, 3)) + 5])
+    zarr.create_array(folder / "x.zarr", shape=X.shape, chunks=(500, 3), dtype="f8")[:] = X
+    field = X.reshape(20, 200, 3).copy()
+    ds = xr.Dataset({name: (("time", "x"), field[..., i]) for i, name in enumerate("abc")})
+    ds["a"][3, 4] = np.nan
+    ds.chunk(time=5).to_zarr(folder / "ds.zarr")
+    result = run("fit", folder / "x.zarr", "--components", 2, "--output", folder / "m.zarr", *LOCAL)
+    assert result.exit_code == 0, result.output
+    return folder, X
+
+
+def test_fit_is_the_estimator_and_shows_progress(data):
+    folder, X = data
+    gm = load(folder / "m.zarr")
+    expected = GaussianMixture(2, random_state=0).fit(zarr.open(folder / "x.zarr"))
+    np.testing.assert_array_equal(gm.means_, expected.means_)
+    result = run("fit", folder / "x.zarr", "--components", 2, "--output", folder / "m3.zarr", "--json", *LOCAL)
+    reported = json.loads(result.stdout)
+    assert reported["lower_bound"] == expected.lower_bound_
+    assert reported["n_samples"] == len(X)
+    assert "log-likelihood" in result.stderr
+    assert "rows/s" in result.stderr
+
+
+def test_predict_score_and_show(data):
+    folder, X = data
+    gm = load(folder / "m.zarr")
+    out = folder / "labels.zarr"
+    result = run("predict", folder / "m.zarr", folder / "x.zarr", "--output", out, "--proba", "--log-density", *LOCAL)
+    assert result.exit_code == 0, result.output
+    ds = xr.open_zarr(out)
+    np.testing.assert_array_equal(ds.labels, gm.predict(X))
+    assert set(ds) == {"labels", "proba", "log_density"}
+    scores = json.loads(run("score", folder / "m.zarr", folder / "x.zarr", "--json", *LOCAL).stdout)
+    assert scores["score"] == pytest.approx(gm.score(X), rel=1e-12)
+    assert scores["bic"] == pytest.approx(gm.bic(X), rel=1e-12)
+    shown = json.loads(run("show", folder / "m.zarr", "--json").stdout)
+    np.testing.assert_array_equal(shown["means"], gm.means_)
+    assert "weight" in run("show", folder / "m.zarr").stdout
+
+
+def test_variables_missing_values_and_names(data):
+    folder, _ = data
+    args = ("--components", 2, "--missing", "drop", *LOCAL)
+    result = run("fit", folder / "ds.zarr", "--variables", "c,a", *args, "--output", folder / "named.zarr")
+    assert result.exit_code == 0, result.output
+    assert list(load(folder / "named.zarr").feature_names_in_) == ["c", "a"]
+    result = run(
+        "predict", folder / "named.zarr", folder / "ds.zarr", "--missing", "drop", "--output", folder / "nl.zarr", *LOCAL
+    )
+    assert result.exit_code == 0, result.output
+    labels = xr.open_zarr(folder / "nl.zarr").labels
+    assert labels.dims == ("time", "x")
+    assert int(labels[3, 4]) == -1
+
+
+def test_samples_have_the_model_s_moments_on_any_number_of_workers(data):
+    folder, _ = data
+    gm = load(folder / "m.zarr")
+    for name in ("s1.zarr", "s2.zarr"):
+        assert run("sample", folder / "m.zarr", "--rows", 200_000, "--output", folder / name, *LOCAL).exit_code == 0
+    one, two = (xr.open_zarr(folder / name).load() for name in ("s1.zarr", "s2.zarr"))
+    np.testing.assert_array_equal(one.samples, two.samples)
+    mean = gm.weights_ @ gm.means_
+    error = one.samples.std("sample").values / np.sqrt(200_000)
+    assert (np.abs(one.samples.mean("sample").values - mean) < 5 * error).all()
+    assert np.mean(one.component.values[:-1] == one.component.values[1:]) < 0.6  # not sorted
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("fit", "nowhere.zarr", "--components", 2), "cannot open"),
+        (("fit", "x.zarr", "--components", 2, "--array", "q"), "--array"),
+        (("fit", "ds.zarr", "--components", 2, "--variables", "a,q"), "no variable 'q': there are a, b, c"),
+        (("fit", "ds.zarr", "--components", 2, "--array", "q"), "no array 'q'"),
+        (("fit", "ds.zarr", "--components", 2), "variable 'a' at time=3, x=4 is nan"),
+        (("fit", "x.zarr", "--components", 5000), "n_samples >= n_components"),
+        (("predict", "m.zarr", "ds.zarr", "--variables", "a,b"), "2 features"),
+        (("predict", "x.zarr", "x.zarr"), "not a model"),
+        (("fit", "x.zarr", "--components", 2, "--scheduler", "tcp://127.0.0.1:1"), "no Dask scheduler answers"),
+    ],
+)
+def test_an_error_is_one_line_and_leaves_no_output(data, monkeypatch, args, words):
+    folder, _ = data
+    monkeypatch.chdir(folder)
+    result = run(*args, "--output", "out.zarr", *([] if "--scheduler" in args else LOCAL))
+    assert result.exit_code != 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert "Traceback" not in result.output
+    assert not (folder / "out.zarr").exists()
+
+
+def test_an_existing_output_is_refused_before_the_fit(data):
+    folder, _ = data
+    result = run("fit", folder / "x.zarr", "--components", 2, "--output", folder / "m.zarr", *LOCAL)
+    assert result.exit_code == 1
+    assert "exists (is complete)" in result.stderr
+    assert "EM" not in result.stderr
+    again = run("fit", folder / "x.zarr", "--components", 2, "--output", folder / "m.zarr", "--overwrite", *LOCAL)
+    assert again.exit_code == 0
+
+
+def test_it_runs_on_workers_of_its_own_and_as_a_dask_command(data):
+    folder, _ = data
+    args = ["fit", "x.zarr", "--components", "2", "--output", "own.zarr", "--workers", "2", "--memory-limit", "400MiB"]
+    script = "from dask.cli import run_cli; run_cli()"
+    subprocess.run([sys.executable, "-c", script, "gmm", *args], cwd=folder, check=True, capture_output=True)
+    np.testing.assert_array_equal(load(folder / "own.zarr").means_, load(folder / "m.zarr").means_)
+
+
+def test_help_starts_without_the_heavy_libraries():
+    script = "import sys; from daskgmm.cli import main; main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    for name in ("numpy", "sklearn", "zarr", "dask", "xarray"):
+        assert f"'{name}'" not in shown
