@@ -5,72 +5,27 @@ from __future__ import annotations
 import json
 import sys
 import time
-import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from daskgmm.console import (
+    Group,
+    input_options,
+    json_option,
+    missing_option,
+    output_option,
+    overwrite_option,
+    report,
+    where_options,
+)
 
 if TYPE_CHECKING:
     from daskgmm.data.blocks import Samples
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-class _Group(click.Group):
-    """Commands whose errors are one line on stderr and a non-zero exit."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        warnings.showwarning = _show_warning
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise
-        except Exception as error:  # whatever it is, a person reads it
-            if ctx.params.get("debug"):
-                raise
-            text = " ".join(str(error).split()) or type(error).__name__
-            click.echo(f"Error: {text}", err=True)
-            ctx.exit(1)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
-
-
-def _input_options(command: F) -> F:
-    command = click.option("--variables", metavar="A,B,C", help="Variables that are the features.")(command)
-    return click.option("--array", metavar="NAME", help="Array of a group, with the features last.")(command)
-
-
-def _where_options(command: F) -> F:
-    for option in (
-        click.option("--memory-limit", default="auto", show_default=True, help="Of each local worker, e.g. 1GiB."),
-        click.option(
-            "--workers",
-            type=click.IntRange(0),
-            help="Local worker processes, of one thread each; 0: threads of this process.  [default: one a core]",
-        ),
-        click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, e.g. tcp://10.0.0.1:8786."),
-    ):
-        command = option(command)
-    return command
-
-
-_missing_option = click.option(
-    "--missing",
-    type=click.Choice(["raise", "drop", "fill"]),
-    default="raise",
-    show_default=True,
-    help="Rows with NaN or infinity: refuse them, or leave them out; fill: chunks that the store lacks hold its fill value.",
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what daskgmm wrote at the output before.")
-_output_option = click.option("--output", required=True, metavar="PATH", help="Local path or fsspec URL.")
-
-
-@click.group(cls=_Group, name="gmm", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, name="gmm", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="daskgmm", prog_name="daskgmm")
 def main(debug: bool) -> None:
@@ -111,12 +66,12 @@ def main(debug: bool) -> None:
     "--subsample", type=click.IntRange(0), default=100_000, show_default=True, help="Rows to start on; 0: all."
 )
 @click.option("--seed", "random_state", type=click.IntRange(0), default=0, show_default=True)
-@_missing_option
-@_input_options
-@_where_options
-@_output_option
-@_overwrite_option
-@_json_option
+@missing_option
+@input_options
+@where_options
+@output_option
+@overwrite_option
+@json_option
 def fit(
     store: str,
     array: str | None,
@@ -156,7 +111,7 @@ def fit(
         "lower_bound": gm.lower_bound_,
         "seconds": round(time.perf_counter() - begin, 3),
     }
-    _report(result, as_json)
+    report(result, as_json)
 
 
 @main.command()
@@ -164,11 +119,11 @@ def fit(
 @click.argument("store")
 @click.option("--proba", is_flag=True, help="Write the responsibilities too.")
 @click.option("--log-density", is_flag=True, help="Write the log-densities too.")
-@_missing_option
-@_input_options
-@_where_options
-@_output_option
-@_overwrite_option
+@missing_option
+@input_options
+@where_options
+@output_option
+@overwrite_option
 def predict(
     model: str,
     store: str,
@@ -220,10 +175,10 @@ def predict(
 @main.command()
 @click.argument("model")
 @click.argument("store")
-@_missing_option
-@_input_options
-@_where_options
-@_json_option
+@missing_option
+@input_options
+@where_options
+@json_option
 def score(
     model: str,
     store: str,
@@ -238,16 +193,16 @@ def score(
     """Mean log-density of STORE under MODEL, and BIC, AIC and ICL (lower is better)."""
     gm, samples = _model_and_samples(model, store, array, variables, missing)
     with _workers(scheduler, workers, memory_limit):
-        _report(gm.scores(samples), as_json)
+        report(gm.scores(samples), as_json)
 
 
 @main.command()
 @click.argument("model")
 @click.option("--rows", "n_samples", type=click.IntRange(1), required=True, help="Samples to draw.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@_where_options
-@_output_option
-@_overwrite_option
+@where_options
+@output_option
+@overwrite_option
 def sample(
     model: str,
     n_samples: int,
@@ -270,7 +225,7 @@ def sample(
 
 @main.command()
 @click.argument("model")
-@_json_option
+@json_option
 def show(model: str, as_json: bool) -> None:
     """What MODEL is, and how it was fitted."""
     import pandas as pd
@@ -284,7 +239,7 @@ def show(model: str, as_json: bool) -> None:
         click.echo(json.dumps({**json.loads(ds.attrs["params"]), **fitted, **values}))
         return
     click.echo(f"{ds.attrs['title']} ({json.loads(ds.attrs['params'])['covariance_type']} covariances)")
-    _report(fitted, False)
+    report(fitted, False)
     table = pd.DataFrame(ds["means"].values, columns=ds["feature"].values)
     table.index.name = "component"
     table.insert(0, "weight", ds["weights"].values)
@@ -328,19 +283,6 @@ def _model_and_samples(
     samples = _samples(store, array, variables, missing)
     gm._open(samples)  # do its features fit the model?
     return gm, samples
-
-
-def _report(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(result))
-        return
-    width = max(map(len, result))
-    for name, value in result.items():
-        click.echo(
-            f"{name:{width}}  {value:,}"
-            if isinstance(value, int | float) and not isinstance(value, bool)
-            else f"{name:{width}}  {value}"
-        )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from daskgmm.data.blocks import Samples, of_numpy
+from daskgmm.data.blocks import Samples, of_numpy, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.loop import EM, EMState, Info
 from daskgmm.families.frame import Frame
@@ -141,16 +141,12 @@ def survey_samples(samples: Samples, options: Options, rng: np.random.RandomStat
         )
     if survey.bad is not None and options.missing != "drop":
         position, feature, value = survey.bad
-        kind = "NaN" if np.isnan(value) else "infinity"
-        raise ValueError(
-            f"Input X contains {kind}: {samples.locate(position, feature)} is {value}; "
-            "pass missing='drop' to leave such rows out, or fill them in first"
-        )
+        raise refusal(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
     if survey.n < options.n_components:
         raise ValueError(
             f"Expected n_samples >= n_components but got n_components = {options.n_components}, "
             f"n_samples = {survey.n}: lower n_components"
-            + (" (rows with missing values do not count)" if survey.bad is not None else "")
+            + (" (rows with missing values or a weight of zero do not count)" if survey.n < samples.n else "")
         )
     return survey
 
@@ -168,7 +164,9 @@ def _check_spread(samples: Samples, survey: Survey, k: int, reg_covar: float) ->
         fact = f"only {distinct} of {len(survey.sample)} sampled rows are distinct, fewer than n_components={k}"
         if reg_covar == 0:
             raise ValueError(f"{fact}: lower n_components. {ILL_DEFINED}")
-        warnings.warn(f"{fact}, and reg_covar={reg_covar} alone decides their density: lower n_components", stacklevel=2)
+        warnings.warn(
+            f"{fact}, and reg_covar={reg_covar} alone decides their density: lower n_components", stacklevel=2
+        )
     constant = np.flatnonzero(survey.low == survey.high).tolist()
     if not constant:
         return

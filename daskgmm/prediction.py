@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.data.blocks import Block, Place, Samples
+from daskgmm.data.blocks import Block, Place, Samples, refusal
 from daskgmm.em.estep import (
     Rows,
     labels,
@@ -54,9 +54,7 @@ def predict(samples: Samples, model: Components, output: Output, missing: str) -
     return rows(samples, partial(_only, kernel), output.dtype, extra)
 
 
-def totals(
-    samples: Samples, model: Components, outputs: tuple[Output, ...], missing: str
-) -> tuple[list[float], int]:
+def totals(samples: Samples, model: Components, outputs: tuple[Output, ...], missing: str) -> tuple[list[float], int]:
     """Sums of results over the samples that are not missing, and the number of those: one pass.
 
     Raises
@@ -101,11 +99,8 @@ def predict_block(
         if not good.all() and missing != "drop":
             row = int(np.argmin(good))
             feature = int(np.argmin(finite[row]))
-            kind = "NaN" if np.isnan(x[row, feature]) else "infinity"
-            raise ValueError(
-                f"Input X contains {kind}: {place(block, start + row, feature)} is {x[row, feature]}; "
-                "pass missing='drop' to mark such samples, or fill them in first"
-            )
+            where = place(block, start + row, feature)
+            raise refusal(where, x[row, feature], "pass missing='drop' to mark such samples")
         for at, log_joint in log_joint_of(x, model):
             here = slice(start + at.start, start + at.stop)
             for output, result in zip(outputs, results, strict=True):

@@ -97,9 +97,14 @@ def test_a_killed_run_does_not_open_and_the_same_call_completes_it(store, tmp_pa
 def test_an_unfinished_output_of_another_model_is_refused(store, tmp_path, monkeypatch):
     path, X, gm = store
     target = tmp_path / "out.zarr"
-    with monkeypatch.context() as patched, pytest.raises(_Killed):
-        patched.setattr(labelling, "gather", lambda *_: (_ for _ in ()).throw(_Killed))
-        write(path, gm, target)
+
+    def killed(*_):
+        raise _Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(labelling, "gather", killed)
+        with pytest.raises(_Killed):
+            write(path, gm, target)
     other = GaussianMixture(3, random_state=0).fit(X)
     with pytest.raises(FileExistsError, match="begun with other data or another model"):
         write(path, other, target)
@@ -132,7 +137,7 @@ def test_existing_output_and_foreign_files_are_refused_and_kept(store, tmp_path)
 
 
 def test_data_that_are_refused_leave_nothing_behind(store, tmp_path):
-    path, X, gm = store
+    path, _, gm = store
     array = zarr.open_array(path, mode="r+")
     array[7777, 1] = np.nan
     target = tmp_path / "out.zarr"

@@ -121,6 +121,12 @@ class Place:
         return f"{where}, feature {feature}"
 
 
+def refusal(where: str, value: float, remedy: str) -> ValueError:
+    """The error that a value is not finite."""
+    kind = "NaN" if np.isnan(value) else "infinity"
+    return ValueError(f"Input X contains {kind}: {where} is {value}; {remedy}, or fill them in first")
+
+
 def region_size(region: Region) -> int:
     return math.prod(s.stop - s.start for s in region)
 

@@ -8,7 +8,9 @@ is written whole by one task, so the chunks that are there are the journal: a se
 from __future__ import annotations
 
 import json
+import os
 import re
+import uuid
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,6 +19,7 @@ from typing import Any
 
 import fsspec
 import xarray as xr
+from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import MemoryStore
 
 _MANIFEST = "daskgmm.json"
@@ -49,9 +52,13 @@ class Target:
     def write(self, key: str, data: bytes) -> None:
         """Whole or not at all."""
         name = f"{self.root}/{key}"
+        if not isinstance(self.fs, LocalFileSystem):  # an object store shows objects when they are whole
+            self.fs.pipe_file(name, data)
+            return
         self.fs.makedirs(name.rpartition("/")[0], exist_ok=True)
-        with self.fs.transaction, self.fs.open(name, "wb") as file:
-            file.write(data)
+        partial = f"{name}.{uuid.uuid4().hex}.partial"
+        self.fs.pipe_file(partial, data)
+        os.replace(partial, name)
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove objects, and directories that held nothing else: one would be in the way of a chunk of its name."""

@@ -151,6 +151,8 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """See X as samples, and check its features against those of the fit or, fitting, remember them."""
         known = None if fitting else getattr(self, "feature_names_in_", None)
         if isinstance(X, Samples):
+            if sample_weight is not None:
+                raise ValueError("sample_weight comes beside samples that are open: give it to open_samples")
             samples = X
         elif _is_labelled_or_lazy(X):
             variables = list(known) if known is not None else None

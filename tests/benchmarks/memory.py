@@ -1,7 +1,7 @@
 """Fit a store much larger than the workers' memory; print peak resident memory of workers and driver.
 
-    python tests/benchmarks/memory.py                       # 6 GB of float32, 2 workers of 512 MiB
-    python tests/benchmarks/memory.py --gigabytes 1 --features 64 --memory-limit 256MiB
+python tests/benchmarks/memory.py                       # 6 GB of float32, 2 workers of 512 MiB
+python tests/benchmarks/memory.py --gigabytes 1 --features 64 --memory-limit 256MiB
 """
 
 from __future__ import annotations
@@ -49,14 +49,13 @@ def make_store(path: Path, gigabytes: float, n_features: int, n_components: int)
 @click.option("--workers", "n_workers", default=2, show_default=True)
 @click.option("--memory-limit", default="512MiB", show_default=True)
 @click.option("--passes", default=3, show_default=True)
-def main(
-    gigabytes: float, features: int, components: int, n_workers: int, memory_limit: str, passes: int
-) -> None:
+def main(gigabytes: float, features: int, components: int, n_workers: int, memory_limit: str, passes: int) -> None:
     with tempfile.TemporaryDirectory() as folder, workers(None, n_workers, memory_limit) as client:
         path = Path(folder) / "data.zarr"
         n = make_store(path, gigabytes, features, components)
         stored = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        click.echo(f"store: {n:,} x {features} float32, {4 * n * features / 1e9:.2f} GB ({stored / 1e9:.2f} GB on disk)")
+        size = 4 * n * features / 1e9
+        click.echo(f"store: {n:,} x {features} float32, {size:.2f} GB ({stored / 1e9:.2f} GB on disk)")
         before_driver = peak_mib()
         before = client.run(os.getpid)
         begin = time.perf_counter()
@@ -73,7 +72,7 @@ def main(
         for address, peak in peaks.items():
             click.echo(f"worker {address}: peak {peak:.0f} MiB of {memory_limit}")
         click.echo(f"driver: peak {peak_mib():.0f} MiB, {before_driver:.0f} MiB before the fit")
-        click.echo(f"workers restarted: {sorted(before.items()) != sorted(client.run(os.getpid).items())}; paused: {len(events)}")
+        click.echo(f"workers restarted: {before != client.run(os.getpid)}; paused: {len(events)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from daskgmm.families.covariance import MODELS
 def overlapping(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(5, 4)) * 1.2
-    return np.concatenate([rng.normal(size=(600, 4)) @ (np.eye(4) + 0.3 * rng.normal(size=(4, 4))) + c for c in centres])
+    shapes = np.eye(4) + 0.3 * rng.normal(size=(5, 4, 4))
+    return np.concatenate([rng.normal(size=(600, 4)) @ shape + c for shape, c in zip(shapes, centres, strict=True)])
 
 
 def test_a_linear_iteration_is_solved_in_as_many_steps_as_it_has_dimensions():
