@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 
@@ -12,6 +12,8 @@ import numpy as np
 from daskgmm.data.blocks import Samples, of_numpy, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.loop import EM, EMState, Info
+from daskgmm.em.stats import Stats
+from daskgmm.families.base import Components
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import ILL_DEFINED, Gaussian, GaussianParameters
 from daskgmm.passes import check_memory, em_pass, gather
@@ -79,9 +81,14 @@ def fit_mixture(
         states, n_passes = [EMState(parameters, previous_bound=known.previous_bound)], 1
     else:
         states, n_passes = _starts(samples, em, survey, options, known, rng, on_info)
-    states = em.run(states, partial(em_pass, samples, frame), on_info)
+
+    def one_pass(models: Sequence[Components]) -> Sequence[Stats]:
+        nonlocal n_passes
+        n_passes += 1
+        return em_pass(samples, frame, models)
+
+    states = em.run(states, one_pass, on_info)
     best = max(states, key=lambda state: state.lower_bound)
-    n_passes += max(state.n_iter for state in states)
     return Fit(best.parameters.moved(frame.shift), best, survey, tuple(history), n_passes)
 
 
@@ -114,8 +121,8 @@ def _starts(
     states = []
     for _ in range(options.n_init):
         found = None if method == "random" else centres(method, rows, weights, k, rng)
-        parameters = start(seeded, em.family, blank, frame, found, rng)
-        n_passes += seeded is samples
+        parameters, used = start(seeded, em.family, blank, frame, found, rng)
+        n_passes += used if seeded is samples else 0
         states.append(EMState(known.replace_in(parameters, frame)))
     if seeded is samples or all_rows:
         return states, n_passes

@@ -67,7 +67,8 @@ def plot_convergence(fit: Any, *, tol: float | None = None, title: str = "Log-li
         )  # fmt: skip
     above.set_ylabel("log-likelihood\n(nats per sample)")
     below.set_ylabel("change in a pass\n(nats per sample)")
-    below.set_xlabel("pass")
+    gap = any((np.diff(bounds) == 0).any() for bounds, _ in stages.values())
+    below.set_xlabel("pass (a gap: it changed nothing)" if gap else "pass")
     below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in (above, below):
         _bare(axes)

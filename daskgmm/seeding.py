@@ -5,7 +5,7 @@ Distances are taken in the survey's robust standard deviations, so that a featur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from scipy.spatial.distance import cdist
 
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.em.estep import Rows, start_statistics, tiles
+from daskgmm.em.loop import look_again
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array, Frame
@@ -144,12 +145,18 @@ def start(
     frame: Frame,
     found: Array | None,
     rng: np.random.RandomState,
-) -> Any:
-    """Parameters from a first M-step: rows belong to the nearest of the centres ``found``, or at random."""
-    seed = int(rng.randint(2**31 - 1))
-    kernel = partial(_start, frame=frame, blank=blank, found=found, seed=seed)
-    (stats,) = total(samples, kernel)
-    return family.maximize(blank, stats.moments, frame)
+) -> tuple[Any, int]:
+    """Parameters from a first M-step, and the passes: rows belong to the nearest of ``found``, or at random."""
+    kernel = partial(_start, frame=frame, found=found, seed=int(rng.randint(2**31 - 1)))
+    n_passes = 0
+
+    def one_pass(blanks: Sequence[Components]) -> list[Stats]:
+        nonlocal n_passes
+        n_passes += 1
+        return [total(samples, partial(kernel, blank=blank))[0] for blank in blanks]
+
+    (blank,), (stats,) = look_again([blank], one_pass([blank]), one_pass)
+    return family.maximize(blank, stats.moments, frame), n_passes
 
 
 def _start(

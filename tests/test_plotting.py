@@ -74,6 +74,7 @@ def test_convergence_of_numbers_with_a_pass_that_changed_nothing():
     figure = plot_convergence([-3.0, -2.5, -2.5, -2.4], title="My fit")
     assert figure.get_suptitle() == "My fit"
     np.testing.assert_allclose(series(figure.axes[1])[0].get_ydata(), [0.5, np.nan, 0.1])
+    assert figure.axes[1].get_xlabel() == "pass (a gap: it changed nothing)"
     assert all("log-likelihood" in axes.get_ylabel() or "change" in axes.get_ylabel() for axes in figure.axes)
     assert all("nats per sample" in axes.get_ylabel() for axes in figure.axes)
     drawn(figure)

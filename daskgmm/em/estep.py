@@ -19,6 +19,7 @@ from daskgmm.families.frame import Array, Frame
 _TILE_VALUES = 2**18  # of φ; 2 MB, what a core's second-level cache holds (measured: D = 4 … 64, K = 8 … 64)
 # exp(-300) is nothing beside 1, and far from the denormals, which are 5 to 10 times slower to work with.
 _LOG_FLOOR = -300.0
+_WIDE = 256  # rows; any full tile has as many
 
 Rows = tuple[npt.NDArray[np.generic], Array | None]  # x (n, d), weights (n,)
 
@@ -52,7 +53,7 @@ def statistics(pieces: Iterable[Rows], frame: Frame, models: Sequence[Components
                 n += z.shape[1]
                 if loose:
                     phi = models[0].phi(z)  # (p, n)
-                    log_joint = theta @ phi  # (Σk, n)
+                    log_joint = _product(theta, phi, slices, z.shape[1])  # (Σk, n)
                 else:
                     log_joint = np.empty((len(theta), z.shape[1]))
                 for m, (model, at) in enumerate(zip(models, slices, strict=True)):
@@ -63,7 +64,7 @@ def statistics(pieces: Iterable[Rows], frame: Frame, models: Sequence[Components
                         log_density = log_density * w
                     log_likelihood[m] += log_density.sum()
                 resp = log_joint
-                tile_moments = resp @ phi.T if loose else np.empty_like(theta)  # (Σk, p)
+                tile_moments = _product(resp, phi.T, slices, z.shape[1]) if loose else np.empty_like(theta)  # (Σk, p)
                 for model, at in zip(models, slices, strict=True):
                     for k in np.flatnonzero(model.tight):
                         tile_moments[at][k] = _moments_about_mean(model, k, z, resp[at][k])
@@ -83,7 +84,13 @@ def start_statistics(
     for x, weights in pieces:
         for z, w in tiles(x, weights, frame, blank.phi(np.zeros((x.shape[1], 1))).shape[0]):
             resp = respond(z)
-            total = total + (resp if w is None else resp * w) @ blank.phi(z).T
+            if w is not None:
+                resp = resp * w
+            if blank.tight.any():
+                moments = np.stack([_moments_about_mean(blank, k, z, r) for k, r in enumerate(resp)])
+            else:
+                moments = resp @ blank.phi(z).T
+            total = total + moments
             n += z.shape[1]
     return (Stats(n, 0.0, np.asarray(total)),)
 
@@ -152,12 +159,20 @@ def softmax(log_joint: Array) -> Array:
     return log_density
 
 
+def _product(left: Array, right: Array, models: Sequence[slice], n: int) -> Array:
+    """left (Σk, …) @ right, for all models at once where the tile has rows enough for that to pay.
+
+    Else model by model: few rows then give a model the same bits in any company, as BLAS rounds by shape.
+    """
+    return left @ right if n >= _WIDE else np.concatenate([left[at] @ right for at in models])
+
+
 def _refine(model: Components, z: Array, log_joint: Array) -> None:
     for k in np.flatnonzero(model.tight):
         log_joint[k] = model.log_joint_about_mean(int(k), z)
 
 
-def _moments_about_mean(model: Components, k: np.intp, z: Array, resp: Array) -> Array:
+def _moments_about_mean(model: Components, k: int | np.intp, z: Array, resp: Array) -> Array:
     held = resp > 1e-100  # the rows that the component really holds: most of a tight one's γ are exp(-300)
     return model.moments_about_mean(int(k), z[:, held], resp[held])
 

@@ -91,7 +91,7 @@ class EM:
         while running := [i for i, s in enumerate(states) if not s.converged and s.n_iter < self.max_iter]:
             begin = time.perf_counter()
             components = [self.family.components(states[i].parameters, self.frame) for i in running]
-            stats = one_pass(components)
+            components, stats = look_again(components, one_pass(components), one_pass)
             reseeded: list[int] = []
             for i, c, s in zip(running, components, stats, strict=True):
                 states[i], dead = self.advance(states[i], c, s)
@@ -179,6 +179,17 @@ class EM:
         model = self.family.components(parameters, Frame.identity(self.sample.shape[1]))
         density = np.concatenate([log_densities(tile) for _, tile in log_joint_of(self.sample, model)])
         return np.argsort(density, kind="stable")[:n]
+
+
+def look_again(
+    components: Sequence[Components], stats: Sequence[Stats], one_pass: OnePass
+) -> tuple[list[Components], list[Stats]]:
+    """The same pass once more for those whose means moved so far that moments about the old ones lost digits."""
+    latest = [(c, s, c.recentred(s.moments)) for c, s in zip(components, stats, strict=True)]
+    nearer = [recentred for _, _, recentred in latest if recentred is not None]
+    again = iter(one_pass(nearer) if nearer else ())
+    both = [(c, s) if recentred is None else (recentred, next(again)) for c, s, recentred in latest]
+    return [c for c, _ in both], [s for _, s in both]
 
 
 def change(state: EMState) -> float:

@@ -35,10 +35,13 @@ class Components(Protocol):
         """log weight + log p(z | k), from the distances to the component's own mean: (n,)."""
 
     def moments_about_mean(self, k: int, z: Array, resp: Array) -> Array:
-        """Σ γ φ(z − mean): (p,)."""
+        """Σ γ φ(z − mean), or about what `recentred` says: (p,)."""
 
     def take(self, ks: npt.NDArray[np.intp]) -> Components:
         """These of the components."""
+
+    def recentred(self, moments: Array) -> Components | None:
+        """The components about the means that moments (k, p) give, if those lie too far from where they were summed."""
 
 
 class Family(Protocol):

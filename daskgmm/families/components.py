@@ -18,6 +18,10 @@ from scipy.linalg import rq, solve_triangular
 
 from daskgmm.families.frame import TOLERANCE, Array, Frame, lost
 
+_EPS = float(np.finfo(np.float64).eps)
+_STRICT = 1e-8  # share of a variance that a moved mean may cost; another look is one pass, and rare
+_COUNT_FLOOR = 10 * _EPS  # an empty component still has a mean
+
 
 @dataclass(frozen=True)
 class GaussianComponents(ABC):
@@ -27,21 +31,44 @@ class GaussianComponents(ABC):
     means: Array  # (k, d)
     factors: Array  # as in GaussianParameters, of z
     radius: float
+    about: Array | None = None  # (k, d) what the moments are to be about, where `tight` does not decide
 
     @cached_property
     def tight(self) -> npt.NDArray[np.bool_]:
+        if self.about is not None:
+            return np.ones(len(self.means), dtype=bool)
         # ‖F‖ (Frobenius) is never below 1 / the component's narrowest standard deviation.
         narrowness = np.linalg.norm(np.reshape(self.factors, (len(self.means), -1)), axis=1)
         return ~(lost(self.radius * narrowness) <= TOLERANCE)
 
     def take(self, ks: npt.NDArray[np.intp]) -> Self:
         """These of the components."""
-        return replace(self, constants=self.constants[ks], means=self.means[ks], factors=self.factors[ks])
+        about = None if self.about is None else self.about[ks]
+        return replace(self, constants=self.constants[ks], means=self.means[ks], factors=self.factors[ks], about=about)
 
     @cached_property
     def centres(self) -> Array:
         """What the moments of each component are about: (k, d)."""
-        return np.where(self.tight[:, None], self.means, 0.0)
+        return np.where(self.tight[:, None], self.means, 0.0) if self.about is None else self.about
+
+    def averages(self, moments: Array) -> tuple[Array, Array, Array]:
+        """Counts (k,), new means less the centres (k, d), and covariances about the new means, (k, d, d) or (k, d)."""
+        d = self.means.shape[1]
+        counts = np.maximum(moments[:, 0], _COUNT_FLOOR)
+        mean_moments = moments / counts[:, None]
+        delta = mean_moments[:, 1 : d + 1]
+        return counts, delta, self._covariances(mean_moments[:, d + 1 :], delta)
+
+    def recentred(self, moments: Array) -> Self | None:
+        """The components about the means that moments (k, p) give, if those lie too far from where they were summed.
+
+        A mean may move by many of its component's new standard deviations in one step: as the component of a far
+        row loses all others, or from the origin to where a start puts it.
+        """
+        _, delta, covariances = self.averages(moments)
+        # Variances below _EPS of the sample's are compared as that: a component of equal rows is not looked at again.
+        far = lost(delta) > _STRICT * (np.abs(self._variances(covariances)) + _EPS)
+        return replace(self, about=self.centres + delta) if self.about is None and far.any() else None
 
     @cached_property
     def theta(self) -> Array:
@@ -55,7 +82,7 @@ class GaussianComponents(ABC):
         return log_joint
 
     def moments_about_mean(self, k: int, z: Array, resp: Array) -> Array:
-        deviation = z - self.means[k][:, None]
+        deviation = z - self.centres[k][:, None]
         weighted = deviation * resp
         return np.concatenate([[resp.sum()], weighted.sum(axis=1), self._second(weighted, deviation)])
 
@@ -64,8 +91,13 @@ class GaussianComponents(ABC):
         """Sufficient statistics of a tile: (d, n) -> (p, n)."""
 
     @abstractmethod
-    def covariances(self, second: Array, delta: Array) -> Array:
+    def _covariances(self, second: Array, delta: Array) -> Array:
         """Mean second moments about the centres, less those of delta (k, d)."""
+
+    @staticmethod
+    @abstractmethod
+    def _variances(covariances: Array) -> Array:
+        """The features' variances: (k, d)."""
 
     @abstractmethod
     def _natural(self) -> tuple[Array, Array]:
@@ -137,7 +169,11 @@ class DenseComponents(GaussianComponents):
             start += d - i
         return out
 
-    def covariances(self, second: Array, delta: Array) -> Array:
+    @staticmethod
+    def _variances(covariances: Array) -> Array:
+        return np.einsum("kii->ki", covariances)
+
+    def _covariances(self, second: Array, delta: Array) -> Array:
         k, d = delta.shape
         rows, columns = np.triu_indices(d)
         square = np.empty((k, d, d))
@@ -201,7 +237,11 @@ class DiagonalComponents(GaussianComponents):
     def phi(self, z: Array) -> Array:
         return np.concatenate([np.ones((1, z.shape[1])), z, z * z])
 
-    def covariances(self, second: Array, delta: Array) -> Array:
+    @staticmethod
+    def _variances(covariances: Array) -> Array:
+        return covariances
+
+    def _covariances(self, second: Array, delta: Array) -> Array:
         return second - delta**2
 
     def _natural(self) -> tuple[Array, Array]:

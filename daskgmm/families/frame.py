@@ -113,7 +113,7 @@ class Frame:
         """W without the scale (d, d)."""
         if self.directions is None:
             return np.eye(len(self.scale))
-        inverse: Array = np.linalg.inv(self.directions)
+        inverse: Array = np.linalg.inv(self.directions).astype(np.float64)
         return inverse
 
 

@@ -12,9 +12,6 @@ from daskgmm.families.components import DenseComponents, DiagonalComponents, Gau
 from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
 
-# As in scikit-learn, so that iterates agree: an empty component still has a mean.
-_COUNT_FLOOR = 10 * float(np.finfo(np.float64).eps)
-
 # scikit-learn's words for a singular covariance.
 ILL_DEFINED = (
     "Fitting the mixture model failed because some components have ill-defined empirical covariance (for instance "
@@ -82,11 +79,7 @@ class Gaussian:
         CollapsedComponentError
             A covariance is singular.
         """
-        d = components.means.shape[1]
-        counts = moments[:, 0] + _COUNT_FLOOR
-        mean_moments = moments / counts[:, None]
-        delta = mean_moments[:, 1 : d + 1]  # (k, d) from the centres to the new means
-        observed = components.covariances(mean_moments[:, d + 1 :], delta)  # in the frame
+        counts, delta, observed = components.averages(moments)  # in the frame
         if self.model.linear:  # the M-step is the same in the frame, where rounding does less harm
             there = self.model.estimate(counts, observed) + self.reg_covar * frame.matrix @ frame.matrix.T
             factors = self.algebra.triangular(frame.matrix.T @ self.factorize(there, counts))

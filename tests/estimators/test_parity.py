@@ -86,9 +86,8 @@ def _reference(name: str, covariance_type: str, repeat: int = 1) -> Any:
 
 def _assert_same(ours: Any, theirs: Any) -> None:
     assert ours.n_iter_ == theirs.n_iter_ == STEPS
-    names = ("weights_", "means_", "covariances_", "precisions_", "precisions_cholesky_", "lower_bound_", "lower_bounds_")
-    for name in names:
-        found, expected = np.asarray(getattr(ours, name)), np.asarray(getattr(theirs, name))
+    for name in ("weights", "means", "covariances", "precisions", "precisions_cholesky", "lower_bound", "lower_bounds"):
+        found, expected = (np.asarray(getattr(model, f"{name}_")) for model in (ours, theirs))
         assert found.shape == expected.shape, name
         assert np.abs(found - expected).max() <= 1e-9 * np.abs(expected).max(), name
 
@@ -116,8 +115,9 @@ def _ragged(n: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("covariance_type", SKLEARN)
-@pytest.mark.parametrize("name", list(DATA))
-@pytest.mark.parametrize("features", ["together", "split"])
+@pytest.mark.parametrize(
+    ("name", "features"), [*((name, "split") for name in DATA), ("digits", "together"), ("wine", "together")]
+)
 def test_iterates_of_ragged_chunks(name: str, covariance_type: str, features: str) -> None:
     """So do those from a dask array, however it is chunked, over the features too."""
     x = _rows(name)
@@ -128,8 +128,7 @@ def test_iterates_of_ragged_chunks(name: str, covariance_type: str, features: st
 
 
 @pytest.mark.parametrize("covariance_type", SKLEARN)
-@pytest.mark.parametrize("name", list(DATA))
-@pytest.mark.parametrize("shards", [None, 4], ids=["chunks", "shards"])
+@pytest.mark.parametrize(("name", "shards"), [*((name, 4) for name in DATA), ("digits", None), ("wine", None)])
 def test_iterates_of_a_store(tmp_path: Path, name: str, covariance_type: str, shards: int | None) -> None:
     """So do those from a Zarr store, given by its path."""
     x = _rows(name)
