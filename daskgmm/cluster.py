@@ -46,7 +46,9 @@ def workers(scheduler: str | None, n_workers: int | None, memory_limit: str) -> 
     cluster = SubprocessCluster(
         n_workers=n_workers or CPU_COUNT,
         threads_per_worker=1,
-        worker_kwargs={"memory_limit": memory_limit},
+        # Should this process be killed, what it started ends by itself.
+        worker_kwargs={"memory_limit": memory_limit, "death_timeout": "30s"},
+        scheduler_kwargs={"idle_timeout": "10 minutes"},
         dashboard_address="127.0.0.1:0",
     )
     with cluster, Client(cluster) as client:

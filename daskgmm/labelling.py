@@ -8,13 +8,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import dask.array as da
 import numpy as np
-import xarray as xr
 import zarr
 
 from daskgmm.data.blocks import Block, Samples, Source, regular_blocks
-from daskgmm.data.write import prepare
 from daskgmm.em.estep import Rows
 from daskgmm.families.base import Components
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
@@ -65,6 +62,11 @@ def write_predictions(
     ValueError
         A sample is not finite and ``missing`` is not "drop".
     """
+    import dask.array as da  # not at the top: the kernel below is imported by workers, who need none of these
+    import xarray as xr
+
+    from daskgmm.data.write import prepare
+
     check_memory(samples)
     dims = samples.dims or (
         ("sample",) if len(samples.shape) == 1 else tuple(f"axis_{i}" for i in range(len(samples.shape)))
@@ -160,6 +162,11 @@ def write_samples(
 
     Each block has a random stream of its own, so the same seed gives the same samples on any workers.
     """
+    import dask.array as da
+    import xarray as xr
+
+    from daskgmm.data.write import prepare
+
     d = parameters.means.shape[1]
     blocks = regular_blocks((n_samples,), d, (1,))
     rows = blocks[0].n

@@ -17,10 +17,10 @@ from functools import partial, reduce
 from operator import add
 from typing import Any
 
-import dask
+import dask.base
+import dask.threaded
 import numpy as np
 import numpy.typing as npt
-from dask.delayed import Delayed
 from threadpoolctl import threadpool_limits
 
 from daskgmm.data.blocks import Block, Samples, Source, whole
@@ -53,8 +53,7 @@ def gather(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) -
         One small argument a block.
     """
     graph, keys = _map(samples, kernel, own)
-    graph[name := f"daskgmm-gather-{uuid.uuid4().hex}"] = (list, keys)
-    return list(_compute(samples, name, graph))
+    return list(_get(samples)(graph, keys))
 
 
 def total(samples: Samples, kernel: Kernel) -> Any:
@@ -67,7 +66,7 @@ def total(samples: Samples, kernel: Kernel) -> Any:
         keys = [(f"daskgmm-sum-{token}", level, i) for i in range(len(groups))]
         graph.update({key: (_add, group) for key, group in zip(keys, groups, strict=True)})
         level += 1
-    return _compute(samples, keys[0], graph)
+    return _get(samples)(graph, keys[0])
 
 
 def em_pass(samples: Samples, frame: Frame, models: Sequence[Components]) -> tuple[Stats, ...]:
@@ -119,9 +118,10 @@ def check_memory(samples: Samples) -> None:
     needed = _WORKER_BASE + threads * (_COPIES * samples.region_bytes + _WORKSPACE)
     if limit and needed > _WORKER_USABLE * limit:
         raise MemoryError(
-            f"a worker of {threads} threads needs {needed / _WORKER_USABLE / 2**20:.0f} MiB for reads of "
-            f"{samples.region_bytes / 2**20:.0f} MiB, but has a limit of {limit / 2**20:.0f} MiB: "
-            "rechunk the store to smaller chunks, or give workers more memory or fewer threads"
+            f"a worker with {threads} thread{'s' if threads > 1 else ''} needs "
+            f"{needed / _WORKER_USABLE / 2**20:.0f} MiB for reads of {samples.region_bytes / 2**20:.1f} MiB "
+            f"beside the {_WORKER_BASE / 2**20:.0f} MiB of its own, but its limit is {limit / 2**20:.0f} MiB: "
+            "give workers more memory or fewer threads, or rechunk the data to smaller chunks"
         )
 
 
@@ -200,8 +200,9 @@ def _add(summands: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(reduce(add, column) for column in zip(*summands, strict=True))
 
 
-def _compute(samples: Samples, key: Any, graph: dict[Any, Any]) -> Any:
-    return Delayed(key, graph).compute(scheduler=_scheduler(samples), optimize_graph=False)
+def _get(samples: Samples) -> Callable[[dict[Any, Any], Any], Any]:
+    """Dask's function that computes keys of a graph: each result comes here from where it was made."""
+    return dask.base.get_scheduler(scheduler=_scheduler(samples)) or dask.threaded.get
 
 
 def _client() -> Any:

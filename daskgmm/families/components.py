@@ -20,7 +20,7 @@ from daskgmm.families.frame import TOLERANCE, Array, Frame, lost
 
 _EPS = float(np.finfo(np.float64).eps)
 _STRICT = 1e-8  # share of a variance that a moved mean may cost; another look is one pass, and rare
-_COUNT_FLOOR = 10 * _EPS  # an empty component still has a mean
+_COUNT_FLOOR = 10 * _EPS  # as in scikit-learn, so that iterates agree: an empty component still has a mean
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class GaussianComponents(ABC):
     def averages(self, moments: Array) -> tuple[Array, Array, Array]:
         """Counts (k,), new means less the centres (k, d), and covariances about the new means, (k, d, d) or (k, d)."""
         d = self.means.shape[1]
-        counts = np.maximum(moments[:, 0], _COUNT_FLOOR)
+        counts = moments[:, 0] + _COUNT_FLOOR
         mean_moments = moments / counts[:, None]
         delta = mean_moments[:, 1 : d + 1]
         return counts, delta, self._covariances(mean_moments[:, d + 1 :], delta)
