@@ -15,7 +15,7 @@ from daskgmm.em.loop import EM, EMState, Info
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Frame
-from daskgmm.families.gaussian import ILL_DEFINED, Gaussian, GaussianParameters
+from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.passes import check_memory, em_pass, gather
 from daskgmm.seeding import Start, centres, spread_candidates, start
 
@@ -170,7 +170,7 @@ def _check_spread(samples: Samples, survey: Survey, k: int, reg_covar: float) ->
     else:
         fact = f"only {distinct} of {len(survey.sample)} sampled rows are distinct, fewer than n_components={k}"
         if reg_covar == 0:
-            raise ValueError(f"{fact}: lower n_components. {ILL_DEFINED}")
+            raise ValueError(f"{fact}: lower n_components, or set reg_covar above zero")
         warnings.warn(
             f"{fact}, and reg_covar={reg_covar} alone decides their density: lower n_components", stacklevel=2
         )

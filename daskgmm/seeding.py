@@ -40,7 +40,7 @@ class Start:
 
     @staticmethod
     def given(family: Gaussian, k: int, d: int, weights: Any, means: Any, precisions: Any) -> Start:
-        """Check a start that a user gives, with scikit-learn's words.
+        """Check a start that a user gives.
 
         Raises
         ------
@@ -52,9 +52,9 @@ class Start:
             tolerance = 1e-6 if np.asarray(weights).dtype == np.float32 else 1e-8  # scikit-learn's
             weights = _shaped("weights", weights, (k,))
             if np.any(weights < 0) or np.any(weights > 1):
-                raise ValueError(  # scikit-learn's words, whose tests want max and min this way round
+                raise ValueError(
                     "The parameter 'weights' should be in the range [0, 1], "
-                    f"but got max value {weights.min():.5f}, min value {weights.max():.5f}"
+                    f"but got max value {weights.max():.5f}, min value {weights.min():.5f}"
                 )
             if not np.isclose(weights.sum(), 1, rtol=0, atol=tolerance):
                 raise ValueError(
@@ -71,7 +71,7 @@ class Start:
                 covariances, factors = family.from_precisions(model.expand(precisions, k, d))
             except np.linalg.LinAlgError:
                 symmetric = False
-            if not symmetric or (model.diagonal and np.any(precisions <= 0)):
+            if not symmetric:
                 kind = "positive" if model.diagonal else "symmetric, positive-definite"
                 raise ValueError(f"'{name}' should be {kind}")
         return Start(weights, means, covariances, factors)

@@ -276,7 +276,9 @@ def test_blocks_larger_than_a_worker_are_refused_before_the_first_pass(client: C
     """A chunk of 240 MB decoded, which was never written, and workers of 1 GiB."""
     array = zarr.create_array(str(tmp_path / "x.zarr"), shape=(10**8, 3), chunks=(10**7, 3), dtype="float64")
     before = tasks_done(client)
-    with pytest.raises(MemoryError, match="limit is 1024 MiB: give workers more memory or fewer threads, or rechunk the data"):
+    with pytest.raises(
+        MemoryError, match="limit is 1024 MiB: give workers more memory or fewer threads, or rechunk the data"
+    ):
         fit(array, missing="fill")
     assert tasks_done(client) == before
 

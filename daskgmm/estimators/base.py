@@ -129,9 +129,7 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Score, BIC, AIC and ICL, and the number of samples they are of, from one pass."""
         check_is_fitted(self)
         outputs = (prediction.LOG_DENSITY, prediction.LOG_CERTAINTY)
-        (log_density, log_certainty), n = prediction.totals(
-            self._open(X), self._components(), outputs, self.missing
-        )
+        (log_density, log_certainty), n = prediction.totals(self._open(X), self._components(), outputs, self.missing)
         n_parameters = self._n_parameters()
         bic = n_parameters * float(np.log(n)) - 2 * log_density
         return {

@@ -166,14 +166,20 @@ class GaussianMixture(BaseMixture):
         k, d = self.n_components, samples.n_features
         known = Start.given(family, k, d, self.weights_init, self.means_init, self.precisions_init)
         if self.warm_start and hasattr(self, "converged_"):
+            shapes = (k, d), family.model.shape(k, d)
+            if (self.means_.shape, self.covariances_.shape) != shapes:
+                raise ValueError(
+                    f"the last fit's means and covariances have shapes {self.means_.shape} and "
+                    f"{self.covariances_.shape}, not {shapes[0]} and {shapes[1]}: set warm_start=False to start anew"
+                )
             last = self._parameters()
             known = Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)
         options = Options(**{name: getattr(self, name) for name in OPTIONS})
         fit = fit_mixture(samples, family, options, known, check_random_state(self.random_state), watch)
         if self.max_iter and not fit.state.converged:
             warnings.warn(
-                "Best performing initialization did not converge. Try different init parameters, or increase "
-                "max_iter, tol, or check for degenerate data. Or go on from here with warm_start=True",
+                f"EM did not converge in {fit.state.n_iter} passes: raise max_iter or tol, or go on from here with "
+                "warm_start=True",
                 ConvergenceWarning,
                 stacklevel=4,
             )

@@ -232,6 +232,8 @@ class DiagonalComponents(GaussianComponents):
 
     @staticmethod
     def invert(precision: Array) -> tuple[Array, Array]:
+        if not np.all(precision > 0):
+            raise np.linalg.LinAlgError("a precision is not positive")
         return 1 / precision, np.sqrt(precision)
 
     def phi(self, z: Array) -> Array:

@@ -12,13 +12,6 @@ from daskgmm.families.components import DenseComponents, DiagonalComponents, Gau
 from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
 
-# scikit-learn's words for a singular covariance.
-ILL_DEFINED = (
-    "Fitting the mixture model failed because some components have ill-defined empirical covariance (for instance "
-    "caused by singleton or collapsed samples). Try to decrease the number of components, increase reg_covar, or "
-    "scale the input data."
-)
-
 
 class CollapsedComponentError(ValueError):
     """The covariance of a component is singular."""
@@ -98,7 +91,8 @@ class Gaussian:
                 factors[k] = self.algebra.factorize(covariance)
             except np.linalg.LinAlgError:
                 raise CollapsedComponentError(
-                    f"component {k} collapsed ({counts[k]:.1f} samples, {covariance.shape[-1]} features). {ILL_DEFINED}"
+                    f"component {k} collapsed ({counts[k]:.1f} samples, {covariance.shape[-1]} features): "
+                    "raise reg_covar or lower n_components"
                 ) from None
         return factors
 

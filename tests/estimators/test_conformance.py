@@ -127,7 +127,7 @@ def _with(rows: Array, value: float) -> Array:
         (lambda x: pd.DataFrame(_with(x, np.nan), columns=["u", "v", "w"]), {}, "NaN"),
         (lambda x: x[:2, :2], {}, "n_samples >= n_components"),
         (lambda x: x[:, :0], {}, "0 feature"),
-        (lambda x: np.repeat(x[:1], 50, axis=0), {"reg_covar": 0}, "ill-defined empirical covariance"),
+        (lambda x: np.repeat(x[:1], 50, axis=0), {"reg_covar": 0}, "distinct, fewer than n_components"),
         (lambda x: x, {"means_init": np.zeros((3, 2))}, "shape of"),
         (lambda x: x, {"tol": -1.0}, "'tol' parameter"),
     ],
@@ -176,3 +176,45 @@ def test_no_convergence_is_warned_of(blobs: Array) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GaussianMixture(3, max_iter=0, random_state=0).fit(blobs)
+
+
+def test_weights_out_of_range_are_named(blobs: Array) -> None:
+    with pytest.raises(ValueError, match=r"max value 1\.50000, min value -0\.25000"):
+        GaussianMixture(3, weights_init=[1.5, -0.25, -0.25]).fit(blobs)
+
+
+@pytest.mark.parametrize("covariance_type", list(MODELS))
+def test_a_collapsed_component_is_named(covariance_type: str) -> None:
+    """Two values are enough distinct rows, but two components of them have no variance."""
+    rows = np.repeat([[0.0, 0.0], [1.0, 2.0]], 10, axis=0)
+    with pytest.raises(ValueError, match=r"component 0 collapsed \(10\.0 samples, 2 features\): raise reg_covar"):
+        GaussianMixture(2, covariance_type=covariance_type, reg_covar=0, random_state=0).fit(rows)
+
+
+@pytest.mark.parametrize("changed", [{"n_components": 4}, {"covariance_type": "tied"}, {}], ids=["k", "model", "data"])
+def test_warm_start_needs_the_same_model(blobs: Array, changed: dict[str, Any]) -> None:
+    """What the last fit found is gone on from only where it is of the shape that is asked for."""
+    model = GaussianMixture(3, warm_start=True, random_state=0).fit(blobs)
+    model.set_params(**changed)
+    with pytest.raises(ValueError, match="warm_start=False"):
+        model.fit(blobs if changed else blobs[:, :2])
+
+
+def test_start_in_single_precision(blobs: Array) -> None:
+    """Weights of a start may sum to one to the precision they are given in."""
+    thirds = np.full(3, 1 / 3, dtype=np.float32)
+    assert abs(float(thirds.astype(float).sum()) - 1) > 1e-8
+    GaussianMixture(3, weights_init=thirds, random_state=0).fit(blobs)
+    with pytest.raises(ValueError, match="normalized"):
+        GaussianMixture(3, weights_init=thirds.astype(float)).fit(blobs)
+
+
+@pytest.mark.parametrize("covariance_type", list(MODELS))
+def test_more_starts_are_no_worse(blobs: Array, covariance_type: str) -> None:
+    """The best of several starts, the first of which is the one that a single start takes, is not worse than it."""
+    rows = blobs[::2, :2]
+    one, five = (
+        GaussianMixture(4, covariance_type=covariance_type, n_init=n, init_params="random_from_data", random_state=0)
+        for n in (1, 5)
+    )
+    assert five.fit(rows).lower_bound_ >= one.fit(rows).lower_bound_ - 1e-9
