@@ -236,18 +236,26 @@ def _limits(samples: Samples) -> tuple[float, int]:
 
 
 class _SingleBlas:
-    """Counts who wants BLAS on one thread: the limit is the process's, tasks come and go on its threads."""
+    """Counts who wants BLAS on one thread: the limit is the process's, tasks come and go on its threads.
+
+    threadpoolctl lets one thread at a time change the limit. A thread of our own holds it from the first who
+    wants it to the last, whichever threads these are.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._limits: Any = None
+        self._unused = threading.Event()
+        self._holder = threading.Thread()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
             if self._users == 0:
-                self._limits = threadpool_limits(limits=1)
+                self._unused, limited = threading.Event(), threading.Event()
+                self._holder = threading.Thread(target=_hold, args=(limited, self._unused), daemon=True)
+                self._holder.start()
+                limited.wait()
             self._users += 1
         try:
             yield
@@ -255,7 +263,14 @@ class _SingleBlas:
             with self._lock:
                 self._users -= 1
                 if self._users == 0:
-                    self._limits.restore_original_limits()
+                    self._unused.set()
+                    self._holder.join()
+
+
+def _hold(limited: threading.Event, unused: threading.Event) -> None:
+    with threadpool_limits(limits=1, user_api="blas"):
+        limited.set()
+        unused.wait()
 
 
 single_blas = _SingleBlas()

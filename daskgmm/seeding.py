@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
+from threadpoolctl import threadpool_limits
 
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.em.estep import Rows, start_statistics, tiles
@@ -21,7 +22,7 @@ from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array, Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
-from daskgmm.passes import gather, single_blas, total
+from daskgmm.passes import gather, total
 
 # Rounds, and candidates a round and component, of k-means‖ (Bahmani et al. 2012, Scalable K-Means++, §5: 5 and 2).
 _ROUNDS = 5
@@ -109,7 +110,9 @@ def centres(method: str, rows: Array, weights: Array, k: int, rng: np.random.Ran
         return rows[np.random.RandomState(seed).choice(len(rows), k, replace=False, p=weights / weights.sum())]
     from sklearn.cluster import KMeans, kmeans_plusplus
 
-    with single_blas():  # its sums are taken thread by thread; one thread gives the same bits each time
+    # Its sums are taken thread by thread: one thread gives the same bits each time. The limit that holds around
+    # a fit does not know a library that was loaded since.
+    with threadpool_limits(limits=1):
         if method == "k-means++":
             found: Array = kmeans_plusplus(rows, k, sample_weight=weights, random_state=seed)[0]
         else:

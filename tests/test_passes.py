@@ -19,13 +19,14 @@ import zarr
 from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 import daskgmm.data.blocks
 import daskgmm.fitting
 from daskgmm import GaussianMixture
 from daskgmm.data.blocks import Source, of_numpy
 from daskgmm.data.survey import draw
-from daskgmm.passes import gather, total
+from daskgmm.passes import gather, single_blas, total
 
 Array = npt.NDArray[np.float64]
 
@@ -290,3 +291,18 @@ def test_bad_rows_are_named_from_afar(client: Client, rows: Array, tmp_path: Pat
     data = zarr.create_array(str(tmp_path / "x.zarr"), data=gappy, chunks=(100, 3))
     with pytest.raises(ValueError, match="row 1234, feature 2 is nan"):
         fit(data)
+
+
+def test_blas_has_one_thread_in_every_task_and_its_own_number_after() -> None:
+    """Whoever was limited before, and from whichever thread."""
+    samples = of_numpy([np.zeros((10, 2))], (10,), 2)
+    before = _blas_threads()
+    for _ in range(3):
+        assert set(gather(samples, lambda block, pieces: _blas_threads())[0]) == {1}
+        with single_blas():
+            assert set(_blas_threads()) == {1}
+        assert _blas_threads() == before
+
+
+def _blas_threads() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]

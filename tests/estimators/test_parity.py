@@ -109,6 +109,20 @@ def test_iterates(name: str, covariance_type: str) -> None:
     assert ours.aic(some) == pytest.approx(theirs.aic(some), rel=1e-9)
 
 
+@pytest.mark.parametrize("covariance_type", SKLEARN)
+@pytest.mark.parametrize("name", ["digits", "wine", "breast_cancer"])
+def test_stopping(name: str, covariance_type: str) -> None:
+    """EM stops at the same step, by the same rule."""
+    arguments = {**_arguments(name, covariance_type), "tol": 1e-3, "max_iter": 200}
+    ours, theirs = (
+        _fit(model, _rows(name)) for model in (GaussianMixture(**arguments, **TEXTBOOK), Reference(**arguments))
+    )
+    assert ours.converged_
+    assert theirs.converged_
+    assert ours.n_iter_ == theirs.n_iter_
+    assert ours.lower_bounds_ == pytest.approx(theirs.lower_bounds_, rel=1e-9)
+
+
 def _ragged(n: int) -> tuple[int, ...]:
     """Chunks of very different sizes."""
     return (1, n // 2, 3, n // 7, n - n // 2 - n // 7 - 4)
