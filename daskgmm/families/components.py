@@ -39,7 +39,9 @@ class GaussianComponents(ABC):
             return np.ones(len(self.means), dtype=bool)
         # ‖F‖ (Frobenius) is never below 1 / the component's narrowest standard deviation.
         narrowness = np.linalg.norm(np.reshape(self.factors, (len(self.means), -1)), axis=1)
-        return ~(lost(self.radius * narrowness) <= TOLERANCE)
+        # The own mean is held to what `recentred` would look at again, so that no pass is made twice for good.
+        own = np.linalg.norm(self.means, axis=1) * narrowness
+        return ~((lost(self.radius * narrowness) <= TOLERANCE) & (lost(own) <= _STRICT))
 
     def take(self, ks: npt.NDArray[np.intp]) -> Self:
         """These of the components."""

@@ -194,3 +194,12 @@ def test_one_far_row(model: CovarianceModel, far: list[float], steps: int) -> No
         ).astype(float),
         rel=1e-6,
     )
+
+
+@every_model
+def test_narrow_components_far_apart_take_one_pass_a_step(model: CovarianceModel) -> None:
+    """Components 10,000 standard deviations from the centre of the data are summed about themselves at once."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 2)) + 2e4 * np.repeat([[-1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], 1000, axis=0)
+    found = _fit(model, x, init_params="kmeans")
+    assert found.n_passes_ <= found.n_iter_ + 2
