@@ -110,8 +110,8 @@ def centres(method: str, rows: Array, weights: Array, k: int, rng: np.random.Ran
         return rows[np.random.RandomState(seed).choice(len(rows), k, replace=False, p=weights / weights.sum())]
     from sklearn.cluster import KMeans, kmeans_plusplus
 
-    # Its sums are taken thread by thread: one thread gives the same bits each time. The limit that holds around
-    # a fit does not know a library that was loaded since.
+    # Its sums are taken thread by thread: one thread gives the same bits each time. What holds around a
+    # fit limits BLAS, not OpenMP.
     with threadpool_limits(limits=1):
         if method == "k-means++":
             found: Array = kmeans_plusplus(rows, k, sample_weight=weights, random_state=seed)[0]
