@@ -72,7 +72,7 @@ def write_predictions(
         ("sample",) if len(samples.shape) == 1 else tuple(f"axis_{i}" for i in range(len(samples.shape)))
     )
     extents = tuple(s.stop - s.start for s in samples.blocks[0].region)
-    k = len(model.tight)
+    k = len(model.means)
     variables = {}
     for output in outputs:
         extra = (k,) if output.per_component else ()
@@ -144,7 +144,7 @@ def _stored(output: Output) -> type:
 def _digest(model: Components) -> str:
     """A fingerprint of what the model says of any sample."""
     digest = hashlib.sha256()
-    for part in (model.theta, model.tight):
+    for part in (model.constants, model.means, model.factors):
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
 

@@ -29,7 +29,7 @@ class Output:
 
     name: str
     long_name: str
-    of: Callable[[npt.NDArray[np.float64]], npt.NDArray[Any]]  # log joint (k, n) -> (n,) or (n, k)
+    of: Callable[[npt.NDArray[np.float64]], npt.NDArray[Any]]  # log joint (n, k) -> (n,) or (n, k)
     dtype: type
     absent: float  # where a sample is missing
     per_component: bool = False
@@ -50,7 +50,7 @@ def predict(samples: Samples, model: Components, output: Output, missing: str) -
         A value is not finite and ``missing`` is not "drop"; for lazy results, when they are computed.
     """
     kernel = partial(predict_block, model=model, outputs=(output,), missing=missing, place=samples.place)
-    extra = (len(model.tight),) if output.per_component else ()
+    extra = (len(model.means),) if output.per_component else ()
     return rows(samples, partial(_only, kernel), output.dtype, extra)
 
 
@@ -88,7 +88,7 @@ def predict_block(
     place: Place,
 ) -> tuple[npt.NDArray[Any], ...]:
     """Results of a block's rows in their order, (n,) or (n, k) each."""
-    k = len(model.tight)
+    k = len(model.means)
     results: tuple[npt.NDArray[Any], ...] = tuple(
         np.empty((block.n, k) if output.per_component else block.n, dtype=output.dtype) for output in outputs
     )

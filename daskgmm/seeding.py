@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 from threadpoolctl import threadpool_limits
 
 from daskgmm.data.blocks import Block, Samples
-from daskgmm.em.estep import Rows, start_statistics, tiles
+from daskgmm.em.estep import Rows, framed, start_statistics
 from daskgmm.em.loop import look_again
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
@@ -165,7 +165,7 @@ def start(
 def _start(
     block: Block, pieces: Iterator[Rows], frame: Frame, blank: Components, found: Array | None, seed: int
 ) -> tuple[Stats, ...]:
-    k = len(blank.tight)
+    k = len(blank.means)
     rng = np.random.default_rng([seed, block.index])
 
     def at_random(z: Array) -> Array:
@@ -185,7 +185,8 @@ def _far_rows(
     """The block's ``size`` smallest exponential keys, rate w d², and their rows (standardized)."""
     rng = np.random.default_rng([seed, block.index])
     keys, rows = np.empty(0), np.empty((0, found.shape[1]))
-    for y, w in _standardized_tiles(pieces, frame, len(found)):
+    for z, w in framed(pieces, frame):
+        y = frame.standardized(z).T
         rate = cdist(found, y, "sqeuclidean").min(axis=0) * (1.0 if w is None else w)
         with np.errstate(divide="ignore"):  # a row on a candidate: never
             keys = np.concatenate([keys, rng.standard_exponential(len(y)) / rate])
@@ -199,12 +200,7 @@ def _nearest_counts(
     block: Block, pieces: Iterator[Rows], frame: Frame, found: Array
 ) -> tuple[npt.NDArray[np.float64], ...]:
     counts = np.zeros(len(found))
-    for y, w in _standardized_tiles(pieces, frame, len(found)):
+    for z, w in framed(pieces, frame):
+        y = frame.standardized(z).T
         counts += np.bincount(cdist(found, y, "sqeuclidean").argmin(axis=0), w, len(found))
     return (counts,)
-
-
-def _standardized_tiles(pieces: Iterator[Rows], frame: Frame, n: int) -> Iterator[tuple[Array, Array | None]]:
-    for x, weights in pieces:
-        for z, w in tiles(x, weights, frame, n):
-            yield frame.standardized(z).T, w

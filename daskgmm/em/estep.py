@@ -1,8 +1,7 @@
-"""The block kernel: tiles of rows to sufficient statistics, labels or densities.
+"""The E-step of a block: rows to sufficient statistics, labels or densities.
 
-For every family a pass over a tile is the same three lines, a product with φ, a softmax and a product
-with φ. Tiles are small enough that φ stays in cache, and features come first in them: each of φ's rows
-is then one contiguous vector operation.
+For every family a pass over a tile of rows is the same three lines, a product with φ, a softmax and a product with φ;
+they are compiled, in `kernel`. Here stands which models they are made for, and where the sums go.
 """
 
 from __future__ import annotations
@@ -12,19 +11,29 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from daskgmm.em import kernel
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, Frame
 
-_TILE_VALUES = 2**18  # of φ; 2 MB, what a core's second-level cache holds (measured: D = 4 … 64, K = 8 … 64)
+_STRIP_VALUES = 2**17  # 1 MiB as float64: what is converted at a time
+_TILE_VALUES = 40_000  # 320 kB, well inside a core's second-level cache (measured: D = 4 … 64, K = 8 … 64)
+# Rows of a tile. Not a power of two, for which all rows of φ would share one place in the cache.
+_LEAST_TILE, _LARGEST_TILE = 120, 1016
 # exp(-300) is nothing beside 1, and far from the denormals, which are 5 to 10 times slower to work with.
-_LOG_FLOOR = -300.0
-_WIDE = 256  # rows; any full tile has as many
+_LOG_FLOOR = {np.dtype(np.float64): -300.0, np.dtype(np.float32): -60.0}
+# γ below which a row is left out of a component's own sums, as another component holds it; a tight component's rows
+# are so near beside all others that less than rounding may be too much.
+_LEAST, _LEAST_TIGHT = 1e-20, 1e-100
+# Rows of a triangular factor that are multiplied at a time: 16 of 64 leave out 3/8 of the work, fewer gain no more.
+_STEP = 16
 
 Rows = tuple[npt.NDArray[np.generic], Array | None]  # x (n, d), weights (n,)
 
 
-def statistics(pieces: Iterable[Rows], frame: Frame, models: Sequence[Components]) -> tuple[Stats, ...]:
+def statistics(
+    pieces: Iterable[Rows], frame: Frame, models: Sequence[Components], dtype: npt.DTypeLike = np.float64
+) -> tuple[Stats, ...]:
     """E-step and moments of a block under several models, which share the reading and φ.
 
     Parameters
@@ -34,42 +43,72 @@ def statistics(pieces: Iterable[Rows], frame: Frame, models: Sequence[Components
     frame : Frame
     models : sequence of Components
         All of one family.
+    dtype : dtype
+        Precision within a tile, double or single; sums over tiles are double.
 
     Returns
     -------
     tuple of Stats
         One a model.
     """
-    theta = np.concatenate([model.theta for model in models])  # (Σk, p)
-    ends = np.cumsum([len(model.theta) for model in models])
-    slices = [slice(end - len(model.theta), end) for model, end in zip(models, ends, strict=True)]
-    loose = not all(model.tight.all() for model in models)
-    moments = np.zeros_like(theta)
-    log_likelihood = np.zeros(len(models))
-    n = 0
-    with np.errstate(all="ignore"):  # what is not finite is found in the sums, by the loop
-        for x, weights in pieces:
-            for z, w in tiles(x, weights, frame, theta.shape[1]):
-                n += z.shape[1]
-                if loose:
-                    phi = models[0].phi(z)  # (p, n)
-                    log_joint = _product(theta, phi, slices, z.shape[1])  # (Σk, n)
-                else:
-                    log_joint = np.empty((len(theta), z.shape[1]))
-                for m, (model, at) in enumerate(zip(models, slices, strict=True)):
-                    _refine(model, z, log_joint[at])
-                    log_density = softmax(log_joint[at])  # log_joint now holds the responsibilities
-                    if w is not None:
-                        log_joint[at] *= w
-                        log_density = log_density * w
-                    log_likelihood[m] += log_density.sum()
-                resp = log_joint
-                tile_moments = _product(resp, phi.T, slices, z.shape[1]) if loose else np.empty_like(theta)  # (Σk, p)
-                for model, at in zip(models, slices, strict=True):
-                    for k in np.flatnonzero(model.tight):
-                        tile_moments[at][k] = _moments_about_mean(model, k, z, resp[at][k])
-                moments += tile_moments
-    return tuple(Stats(n, float(ll), moments[at]) for ll, at in zip(log_likelihood, slices, strict=True))
+    lean = [model.lean for model in models]
+    groups = {
+        which: _Sums([m for m in models if m.lean == which], frame, np.dtype(dtype)) for which in sorted(set(lean))
+    }
+    for x, weights in pieces:
+        for x_strip, w_strip in strips(x, weights):
+            for group in groups.values():
+                group.add(x_strip, w_strip)
+    stats = {which: iter(group.stats()) for which, group in groups.items()}
+    return tuple(next(stats[which]) for which in lean)
+
+
+class _Sums:
+    """The sums of models that share φ."""
+
+    def __init__(self, models: Sequence[Components], frame: Frame, dtype: np.dtype[np.floating]) -> None:
+        d, products = len(frame.shift), models[0].products
+        none = products[0][:0], products[1][:0]
+        self.models = models
+        self.theta = np.concatenate([model.theta for model in models])  # (Σk, 1 + d + q)
+        self.ends = np.cumsum([len(model.means) for model in models])
+        self.columns = np.flatnonzero(np.concatenate([model.direct for model in models]))
+        lean = models[0].lean
+        theta = self.theta[:, : 1 + d] if lean else self.theta
+        diagonal = models[0].factors.ndim == 2
+        self.arguments = (
+            frame.shift,
+            np.ascontiguousarray(frame.matrix.diagonal() if diagonal else frame.matrix),
+            none if lean else products,
+            products if lean else none,
+            np.ascontiguousarray(theta.T, dtype=dtype),
+            self.ends,
+            (self.columns, *_direct(models, self.columns, dtype)),
+            _tile(d if len(self.columns) == len(theta) else theta.shape[1]),
+            dtype.type(_LOG_FLOOR[dtype]),
+            _LEAST_TIGHT if any(model.tight.any() for model in models) else _LEAST,
+        )
+        self.n = 0
+        self.log_likelihoods = np.zeros(len(models))
+        self.moments = np.zeros(theta.T.shape)  # (p, Σk)
+        self.nearby = np.zeros((len(self.columns), self.theta.shape[1]))
+        self.scatter = np.zeros(len(products[0]) if lean else 0)
+
+    def add(self, x: Array, weights: Array) -> None:
+        sums = self.log_likelihoods, self.moments, self.nearby, self.scatter
+        self.n += kernel.accumulate(x, weights, *self.arguments, *sums)
+
+    def stats(self) -> Iterator[Stats]:
+        moments = np.zeros(self.theta.shape)
+        moments[:, : len(self.moments)] = self.moments.T
+        moments[self.columns] = self.nearby
+        for i, end in enumerate(self.ends):
+            start = end - len(self.models[i].means)
+            log_likelihood = self.log_likelihoods[i]
+            if len(self.scatter):  # only its sum over the components matters: each has an equal share
+                moments[start:end, -len(self.scatter) :] = self.scatter / (end - start)
+                log_likelihood += self.theta[start, -len(self.scatter) :] @ self.scatter
+            yield Stats(self.n, float(log_likelihood), moments[start:end])
 
 
 def start_statistics(
@@ -79,104 +118,94 @@ def start_statistics(
     respond: Callable[[Array], Array],
 ) -> tuple[Stats, ...]:
     """Moments under responsibilities that no model gave: ``respond`` maps z (d, n) to (k, n)."""
-    total: Array | float = 0.0
+    left, right = blank.products
+    total = np.zeros((len(blank.means), 1 + len(frame.shift) + len(left)))
     n = 0
-    for x, weights in pieces:
-        for z, w in tiles(x, weights, frame, blank.phi(np.zeros((x.shape[1], 1))).shape[0]):
-            resp = respond(z)
-            if w is not None:
-                resp = resp * w
-            if blank.tight.any():
-                moments = np.stack([_moments_about_mean(blank, k, z, r) for k, r in enumerate(resp)])
-            else:
-                moments = resp @ blank.phi(z).T
-            total = total + moments
-            n += z.shape[1]
-    return (Stats(n, 0.0, np.asarray(total)),)
+    for z, w in framed(pieces, frame):
+        resp = respond(z) if w is None else respond(z) * w
+        for k, centre in enumerate(blank.centres):
+            deviation = z - centre[:, None]
+            weighted = deviation * resp[k]
+            second = np.einsum("dn,dn->d", weighted, deviation) if blank.factors.ndim == 2 else weighted @ deviation.T
+            total[k, 0] += resp[k].sum()
+            total[k, 1 : 1 + len(z)] += weighted.sum(axis=1)
+            total[k, 1 + len(z) :] += second if blank.factors.ndim == 2 else second[left, right]
+        n += z.shape[1]
+    return (Stats(n, 0.0, total),)
 
 
 def log_joint_of(x: npt.NDArray[np.generic], model: Components) -> Iterator[tuple[slice, Array]]:
-    """Tile by tile, log weight + log p(x | k): (k, n), for each row of x (n, d) in the model's own units.
+    """Tile by tile, log weight + log p(x | k): (n, k), for each row of x (n, d) in the model's own units.
 
     Distances are taken to each component's own mean: exact for rows however far, seen before or not.
     """
-    with np.errstate(all="ignore"):
-        for at in _spans(len(x), _TILE_VALUES // (4 * max(1, x.shape[1]))):
-            z = x[at].T.astype(np.float64)
-            yield at, np.stack([model.log_joint_about_mean(k, z) for k in range(len(model.tight))])
+    direct = _direct([model], np.arange(len(model.means)), np.dtype(np.float64))
+    means, transposed, constants, _, step = direct
+    for at in _spans(len(x), _tile(x.shape[1])):
+        yield at, kernel.log_joint(np.ascontiguousarray(x[at], dtype=np.float64), means, transposed, constants, step)
 
 
 def labels(log_joint: Array) -> npt.NDArray[np.intp]:
     """The likeliest component of each row: (n,)."""
-    return log_joint.argmax(axis=0)
+    return log_joint.argmax(axis=1)
 
 
 def probabilities(log_joint: Array) -> Array:
     """Responsibilities: (n, k)."""
-    softmax(log_joint)
-    return log_joint.T
+    log_densities(log_joint)
+    return log_joint
 
 
 def log_densities(log_joint: Array) -> Array:
-    """log p(x): (n,)."""
-    return softmax(log_joint)
+    """log p(x): (n,); log_joint then holds the responsibilities."""
+    found = np.empty(len(log_joint))
+    kernel.soften(log_joint, found)
+    return found
 
 
 def log_certainties(log_joint: Array) -> Array:
     """log of the largest responsibility: (n,)."""
-    softmax(log_joint)
-    largest: Array = np.log(log_joint.max(axis=0))
+    largest: Array = np.log(probabilities(log_joint).max(axis=1))
     return largest
 
 
-def tiles(
-    x: npt.NDArray[np.generic], weights: Array | None, frame: Frame, p: int
-) -> Iterator[tuple[Array, Array | None]]:
-    """Tiles z (d, n) in the frame, of the rows of x that are finite and weigh something, and their weights."""
-    for at in _spans(len(x), _TILE_VALUES // p):
-        z = frame.apply(x[at])
-        w = None if weights is None else weights[at].astype(np.float64)
-        # One sum tells whether anything is not finite; the places are looked for only then.
-        if not np.isfinite(z.sum()) or (w is not None and not w.all()):
-            good = np.isfinite(z).all(axis=0)
-            if w is not None:
+def framed(pieces: Iterable[Rows], frame: Frame) -> Iterator[tuple[Array, Array | None]]:
+    """Strips z (d, n) in the frame, of the rows of x that are finite and weigh something, and their weights."""
+    for x, weights in pieces:
+        for strip, w in strips(x, weights):
+            good = np.isfinite(strip).all(axis=1)
+            if weights is not None:
                 good &= w > 0
-                w = w[good]
-            z = z[:, good]
-        yield z, w
+            yield frame.apply(strip[good]), None if weights is None else w[good]
 
 
-def softmax(log_joint: Array) -> Array:
-    """Turn log_joint (k, n) into responsibilities, in place; return the log densities (n,)."""
-    top = log_joint.max(axis=0)
-    log_joint -= top
-    np.maximum(log_joint, _LOG_FLOOR, out=log_joint)
-    np.exp(log_joint, out=log_joint)
-    total = log_joint.sum(axis=0)
-    log_joint /= total
-    log_density: Array = np.log(total, out=total)
-    log_density += top
-    return log_density
+def strips(x: npt.NDArray[np.generic], weights: Array | None) -> Iterator[tuple[Array, Array]]:
+    """Some rows at a time, as double precision; the weights are empty where there are none."""
+    none = np.empty(0)
+    for at in _spans(len(x), max(_LARGEST_TILE, _STRIP_VALUES // max(1, x.shape[1]))):
+        w = none if weights is None else np.ascontiguousarray(weights[at], dtype=np.float64)
+        yield np.ascontiguousarray(x[at], dtype=np.float64), w
 
 
-def _product(left: Array, right: Array, models: Sequence[slice], n: int) -> Array:
-    """left (Σk, …) @ right, for all models at once where the tile has rows enough for that to pay.
+def _direct(
+    models: Sequence[Components], columns: npt.NDArray[np.intp], dtype: np.dtype[np.floating]
+) -> tuple[Array, Array, Array, Array, int]:
+    """Means, Fᵀ, constants and centres of some components, and the step in which Fᵀ is multiplied."""
+    factors = np.concatenate([model.factors for model in models])[columns]
+    triangular = factors.ndim == 3 and not np.tril(factors, -1).any()
+    means, constants, centres = (
+        np.concatenate([getattr(model, name) for model in models])[columns].astype(dtype)
+        for name in ("means", "constants", "centres")
+    )
+    transposed = np.ascontiguousarray(np.swapaxes(factors, 1, -1), dtype=dtype)
+    return means, transposed, constants, centres, _STEP if triangular else means.shape[1]
 
-    Else model by model: few rows then give a model the same bits in any company, as BLAS rounds by shape.
-    """
-    return left @ right if n >= _WIDE else np.concatenate([left[at] @ right for at in models])
 
-
-def _refine(model: Components, z: Array, log_joint: Array) -> None:
-    for k in np.flatnonzero(model.tight):
-        log_joint[k] = model.log_joint_about_mean(int(k), z)
-
-
-def _moments_about_mean(model: Components, k: int | np.intp, z: Array, resp: Array) -> Array:
-    held = resp > 1e-100  # the rows that the component really holds: most of a tight one's γ are exp(-300)
-    return model.moments_about_mean(int(k), z[:, held], resp[held])
+def _tile(values: int) -> int:
+    """Rows of so many values."""
+    rows = _TILE_VALUES // values // 8 * 8
+    return min(max(rows - 8 * (rows & (rows - 1) == 0), _LEAST_TILE), _LARGEST_TILE)
 
 
 def _spans(n: int, rows: int) -> Iterator[slice]:
-    rows = min(max(rows, 256), 4096)
     return (slice(start, min(start + rows, n)) for start in range(0, n, rows))

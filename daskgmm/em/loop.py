@@ -152,7 +152,9 @@ class EM:
                 f"started again: lower n_components (now {len(counts)})"
             )
         kept = np.setdiff1d(np.arange(len(counts)), dead)
-        alive = self.family.maximize(components.take(kept), stats.moments[kept], self.frame)
+        # Next to nothing, but for what was summed for all components together.
+        lost = stats.moments[dead].sum(axis=0) / len(kept)
+        alive = self.family.maximize(components.take(kept), stats.moments[kept] + lost, self.frame)
         rows = self.sample[self._unlikely(alive, len(dead))]
         reseeded = self.family.reseed(alive, dead, rows)
         return replace(after, parameters=reseeded, mixing=Mixing(), point=None, plain=None), dead

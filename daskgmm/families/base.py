@@ -18,24 +18,38 @@ from daskgmm.families.frame import Array, Frame
 
 
 class Components(Protocol):
-    """The k components of one model, in the coordinates of a frame. Picklable, read-only."""
+    """The k components of one model, in the coordinates of a frame. Picklable, read-only.
+
+    φ(z) is 1, the d coordinates of z, and some of their products.
+    """
+
+    constants: Array  # (k,) log weight + log p(mean | k)
+    means: Array  # (k, d)
+    factors: Array  # (k, d, d) or diagonals (k, d): log p(z | k) falls by ½ ‖Fᵀ(z − mean)‖²
 
     @property
     def theta(self) -> Array:
         """(k, p): log weight + log p(z | k) = θ_k · φ(z)."""
 
     @property
+    def products(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Which z_i z_j are in φ: every i (q,), every j (q,)."""
+
+    @property
     def tight(self) -> npt.NDArray[np.bool_]:
         """(k,): the components for which products with φ would lose too many digits."""
 
-    def phi(self, z: Array) -> Array:
-        """Sufficient statistics of a tile: (d, n) -> (p, n). The first is 1."""
+    @property
+    def direct(self) -> npt.NDArray[np.bool_]:
+        """(k,): the components whose distances to the mean are taken, as they are tight or because it is faster."""
 
-    def log_joint_about_mean(self, k: int, z: Array) -> Array:
-        """log weight + log p(z | k), from the distances to the component's own mean: (n,)."""
+    @property
+    def centres(self) -> Array:
+        """(k, d): what the moments are about; the origin but for tight components."""
 
-    def moments_about_mean(self, k: int, z: Array, resp: Array) -> Array:
-        """Σ γ φ(z − mean), or about what `recentred` says: (p,)."""
+    @property
+    def lean(self) -> bool:
+        """Is the quadratic part of θ the same for all components, so that Σφ of it can be summed for all at once?"""
 
     def take(self, ks: npt.NDArray[np.intp]) -> Components:
         """These of the components."""

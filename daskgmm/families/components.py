@@ -19,6 +19,9 @@ from scipy.linalg import rq, solve_triangular
 from daskgmm.families.frame import TOLERANCE, Array, Frame, lost
 
 _EPS = float(np.finfo(np.float64).eps)
+# From so many features on, distances to the means take less time than products with φ (measured: at 16 components 900
+# against 1200 ns a row with 32 features, 2600 against 4700 with 64).
+_DIRECT_FEATURES = 32
 _STRICT = 1e-8  # share of a variance that a moved mean may cost; another look is one pass, and rare
 _COUNT_FLOOR = 10 * _EPS  # as in scikit-learn, so that iterates agree: an empty component still has a mean
 
@@ -31,6 +34,7 @@ class GaussianComponents(ABC):
     means: Array  # (k, d)
     factors: Array  # as in GaussianParameters, of z
     radius: float
+    pooled: bool = False  # do all have one covariance?
     about: Array | None = None  # (k, d) what the moments are to be about, where `tight` does not decide
 
     @cached_property
@@ -42,6 +46,19 @@ class GaussianComponents(ABC):
         # The own mean is held to what `recentred` would look at again, so that no pass is made twice for good.
         own = np.linalg.norm(self.means, axis=1) * narrowness
         return ~((lost(self.radius * narrowness) <= TOLERANCE) & (lost(own) <= _STRICT))
+
+    @property
+    def lean(self) -> bool:
+        return self.pooled and not self.tight.any()
+
+    @property
+    @abstractmethod
+    def products(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Which z_i z_j are in φ."""
+
+    @property
+    def direct(self) -> npt.NDArray[np.bool_]:
+        return self.tight
 
     def take(self, ks: npt.NDArray[np.intp]) -> Self:
         """These of the components."""
@@ -78,20 +95,6 @@ class GaussianComponents(ABC):
         constant = self.constants - 0.5 * np.einsum("ki,ki->k", linear, self.means)
         return np.column_stack([constant, linear, quadratic])
 
-    def log_joint_about_mean(self, k: int, z: Array) -> Array:
-        y = self._standardize(k, z - self.means[k][:, None])
-        log_joint: Array = self.constants[k] - 0.5 * np.einsum("dn,dn->n", y, y)
-        return log_joint
-
-    def moments_about_mean(self, k: int, z: Array, resp: Array) -> Array:
-        deviation = z - self.centres[k][:, None]
-        weighted = deviation * resp
-        return np.concatenate([[resp.sum()], weighted.sum(axis=1), self._second(weighted, deviation)])
-
-    @abstractmethod
-    def phi(self, z: Array) -> Array:
-        """Sufficient statistics of a tile: (d, n) -> (p, n)."""
-
     @abstractmethod
     def _covariances(self, second: Array, delta: Array) -> Array:
         """Mean second moments about the centres, less those of delta (k, d)."""
@@ -104,14 +107,6 @@ class GaussianComponents(ABC):
     @abstractmethod
     def _natural(self) -> tuple[Array, Array]:
         """Λm (k, d) and the quadratic part of θ."""
-
-    @abstractmethod
-    def _standardize(self, k: int, deviation: Array) -> Array:
-        """Fᵀ(z − m): (d, n)."""
-
-    @abstractmethod
-    def _second(self, weighted: Array, deviation: Array) -> Array:
-        """The quadratic part of Σ γ φ."""
 
 
 class DenseComponents(GaussianComponents):
@@ -160,16 +155,13 @@ class DenseComponents(GaussianComponents):
         covariance: Array = inverse.T @ inverse
         return covariance, factor.astype(np.float64)
 
-    def phi(self, z: Array) -> Array:
-        d, n = z.shape
-        out = np.empty((1 + d + d * (d + 1) // 2, n))
-        out[0] = 1
-        out[1 : d + 1] = z
-        start = d + 1
-        for i in range(d):  # the upper triangle of zzᵀ, row by row
-            np.multiply(z[i], z[i:], out=out[start : start + d - i])
-            start += d - i
-        return out
+    @property
+    def products(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        return np.triu_indices(self.means.shape[1])
+
+    @property
+    def direct(self) -> npt.NDArray[np.bool_]:
+        return self.tight | (self.means.shape[1] >= _DIRECT_FEATURES and not self.lean)
 
     @staticmethod
     def _variances(covariances: Array) -> Array:
@@ -177,7 +169,7 @@ class DenseComponents(GaussianComponents):
 
     def _covariances(self, second: Array, delta: Array) -> Array:
         k, d = delta.shape
-        rows, columns = np.triu_indices(d)
+        rows, columns = self.products
         square = np.empty((k, d, d))
         square[:, rows, columns] = second
         square[:, columns, rows] = second
@@ -186,17 +178,9 @@ class DenseComponents(GaussianComponents):
 
     def _natural(self) -> tuple[Array, Array]:
         precisions = self.factors @ self.factors.transpose(0, 2, 1)
-        rows, columns = np.triu_indices(self.means.shape[1])
+        rows, columns = self.products
         quadratic = np.where(rows == columns, -0.5, -1.0) * precisions[:, rows, columns]
         return np.einsum("kij,kj->ki", precisions, self.means), quadratic
-
-    def _standardize(self, k: int, deviation: Array) -> Array:
-        standardized: Array = self.factors[k].T @ deviation
-        return standardized
-
-    def _second(self, weighted: Array, deviation: Array) -> Array:
-        second: Array = (weighted @ deviation.T)[np.triu_indices(len(deviation))]
-        return second
 
 
 class DiagonalComponents(GaussianComponents):
@@ -238,8 +222,10 @@ class DiagonalComponents(GaussianComponents):
             raise np.linalg.LinAlgError("a precision is not positive")
         return 1 / precision, np.sqrt(precision)
 
-    def phi(self, z: Array) -> Array:
-        return np.concatenate([np.ones((1, z.shape[1])), z, z * z])
+    @property
+    def products(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        each = np.arange(self.means.shape[1])
+        return each, each
 
     @staticmethod
     def _variances(covariances: Array) -> Array:
@@ -251,9 +237,3 @@ class DiagonalComponents(GaussianComponents):
     def _natural(self) -> tuple[Array, Array]:
         precisions = self.factors**2
         return precisions * self.means, -0.5 * precisions
-
-    def _standardize(self, k: int, deviation: Array) -> Array:
-        return self.factors[k][:, None] * deviation
-
-    def _second(self, weighted: Array, deviation: Array) -> Array:
-        return np.einsum("dn,dn->d", weighted, deviation)

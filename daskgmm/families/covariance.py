@@ -38,6 +38,11 @@ class CovarianceModel:
         """Is a linear map of the features, with each covariance mapped, still of this model?"""
         return self.code[2] == self.code[1] != "I"
 
+    @property
+    def pooled(self) -> bool:
+        """Do all components have one covariance?"""
+        return "V" not in self.code
+
     def n_parameters(self, k: int, d: int) -> int:
         """Free parameters of the covariances: volume + shape + orientation."""
         times = {"E": 1, "V": k, "I": 0}

@@ -62,6 +62,7 @@ class Gaussian:
             frame.means_in(parameters.means),
             self.algebra.factors_in(parameters.factors, frame),
             frame.radius,
+            self.model.pooled,
         )
 
     def maximize(self, components: GaussianComponents, moments: Array, frame: Frame) -> GaussianParameters:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskgmm.em.estep import start_statistics, statistics
+from daskgmm.em.estep import log_joint_of, start_statistics, statistics
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
 from daskgmm.families.covariance import MODELS, CovarianceModel
@@ -132,14 +132,14 @@ def test_weight_is_repetition(model: CovarianceModel) -> None:
 
 
 @every_model
-@pytest.mark.parametrize(("n", "tolerance"), [(200, 0), (9000, 1e-12)])
-def test_models_share_a_pass(model: CovarianceModel, n: int, tolerance: float) -> None:
-    """Statistics of several models from one pass are those of each from its own; of few rows, bit for bit."""
+@pytest.mark.parametrize("n", [200, 9000])
+def test_models_share_a_pass(model: CovarianceModel, n: int) -> None:
+    """Statistics of several models from one pass are those of each from its own."""
     x = _rows(n, 3, 4)
     family, frame = Gaussian(model), _frame(model, x)
     components = [family.components(_start(model, x, k).moved(-frame.shift), frame) for k in (1, 2, 4)]
     for together, alone in zip(statistics([(x, None)], frame, components), components, strict=True):
-        _same_stats(together, statistics([(x, None)], frame, [alone])[0], tolerance)
+        _same_stats(together, statistics([(x, None)], frame, [alone])[0])
 
 
 # EM
@@ -202,7 +202,8 @@ def test_constrained_never_beats_freer(constrained: CovarianceModel, freer: Cova
 
     def explained(model: CovarianceModel) -> float:
         components = Gaussian(model).components(_start(model, x, k), Frame.identity(3))
-        return float(sum(components.log_joint_about_mean(i, x[rows].T).sum() for i, rows in enumerate(groups)))
+        (log_joint,) = (found for _, found in log_joint_of(x, components))
+        return float(sum(log_joint[rows, i].sum() for i, rows in enumerate(groups)))
 
     assert explained(constrained) <= explained(freer) + 1e-9 * len(x)
     assert constrained.n_parameters(k, 3) <= freer.n_parameters(k, 3)
