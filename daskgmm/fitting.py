@@ -16,7 +16,7 @@ from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
-from daskgmm.passes import check_memory, em_pass, gather
+from daskgmm.passes import EMPass, check_memory, gather
 from daskgmm.seeding import Start, centres, spread_candidates, start
 
 _FRAME_ROWS = 10_000  # sampled for the frame where nothing else asks for a sample
@@ -68,7 +68,7 @@ def fit_mixture(
         A block of the data does not fit in a worker's memory.
     """
     survey = survey_samples(samples, options, rng)
-    frame = Frame.of_sample(survey.sample, family.whitens).reaching(survey.low, survey.high)
+    frame = family.frame(survey.sample, survey.low, survey.high)
     _check_spread(samples, survey, options.n_components, family.reg_covar)
     history: list[Info] = []
 
@@ -78,18 +78,14 @@ def fit_mixture(
 
     em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter, options.accelerate)
     if (parameters := known.parameters(frame)) is not None:
-        states, n_passes = [EMState(parameters, previous_bound=known.previous_bound)], 1
+        states, n_passes = [EMState(parameters, previous_bounds=known.previous_bounds)], 1
     else:
         states, n_passes = _starts(samples, em, survey, options, known, rng, on_info)
 
-    def one_pass(models: Sequence[Components]) -> Sequence[Stats]:
-        nonlocal n_passes
-        n_passes += 1
-        return em_pass(samples, frame, models)
-
+    one_pass = EMPass(samples, frame)
     states = em.run(states, one_pass, on_info)
     best = max(states, key=lambda state: state.lower_bound)
-    return Fit(best.parameters.moved(frame.shift), best, survey, tuple(history), n_passes)
+    return Fit(best.parameters.moved(frame.shift), best, survey, tuple(history), n_passes + one_pass.n)
 
 
 def _starts(
@@ -126,7 +122,7 @@ def _starts(
         states.append(EMState(known.replace_in(parameters, frame)))
     if seeded is samples or all_rows:
         return states, n_passes
-    states = replace(em, stage="sample").run(states, partial(em_pass, seeded, frame), on_info)
+    states = replace(em, stage="sample").run(states, EMPass(seeded, frame), on_info)
     return [EMState(max(states, key=lambda state: state.lower_bound).parameters)], n_passes
 
 

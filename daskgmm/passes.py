@@ -24,10 +24,10 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from daskgmm.data.blocks import Block, Samples, Source, whole
-from daskgmm.em.estep import Rows, statistics
+from daskgmm.em.estep import Rows, completed, statistics
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
-from daskgmm.families.frame import Frame
+from daskgmm.families.frame import Array, Frame
 
 _FAN_IN = 8
 # Of a worker's memory limit: what a bare worker holds once the kernel is imported (measured: 62 MiB of Dask,
@@ -69,10 +69,25 @@ def total(samples: Samples, kernel: Kernel) -> Any:
     return _get(samples)(graph, keys[0])
 
 
-def em_pass(samples: Samples, frame: Frame, models: Sequence[Components]) -> tuple[Stats, ...]:
+class EMPass:
     """E-step and moments over all samples: what `daskgmm.em.loop.EM.run` calls once an iteration."""
-    stats: tuple[Stats, ...] = total(samples, partial(_statistics, frame=frame, models=tuple(models)))
-    return stats
+
+    def __init__(self, samples: Samples, frame: Frame) -> None:
+        self.n = 0  # passes made
+        self._samples = samples
+        self._frame = frame
+        self._scatter: dict[np.dtype[np.floating], Array] = {}  # of lean models: the same in each pass
+
+    def __call__(self, models: Sequence[Components], dtype: np.dtype[np.floating]) -> list[Stats]:
+        self.n += 1
+        known = self._scatter.get(dtype)
+        kernel = partial(_statistics, frame=self._frame, models=tuple(models), dtype=dtype, pool=known is None)
+        stats = total(self._samples, kernel)
+        if known is None:
+            known = next((s.scatter for m, s in zip(models, stats, strict=True) if m.lean), None)
+            if known is not None:
+                self._scatter[dtype] = known
+        return [completed(s, m, known) for m, s in zip(models, stats, strict=True)]
 
 
 def rows(samples: Samples, kernel: Kernel, dtype: npt.DTypeLike, extra: tuple[int, ...] = ()) -> Any:
@@ -125,8 +140,8 @@ def check_memory(samples: Samples) -> None:
         )
 
 
-def _statistics(block: Block, pieces: Iterator[Rows], frame: Frame, models: Sequence[Components]) -> tuple[Stats, ...]:
-    return statistics(pieces, frame, models)
+def _statistics(block: Block, pieces: Iterator[Rows], **options: Any) -> tuple[Stats, ...]:
+    return statistics(pieces, **options)
 
 
 def _box(kernel: Kernel, block: Block, pieces: Iterator[Rows]) -> npt.NDArray[np.generic]:

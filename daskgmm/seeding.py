@@ -27,6 +27,7 @@ from daskgmm.passes import gather, total
 # Rounds, and candidates a round and component, of k-means‖ (Bahmani et al. 2012, Scalable K-Means++, §5: 5 and 2).
 _ROUNDS = 5
 _OVERSAMPLING = 2
+_DOUBLE = np.dtype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Start:
     means: Array | None = None
     covariances: Array | None = None
     factors: Array | None = None
-    previous_bound: float = -np.inf
+    previous_bounds: tuple[float, ...] = ()
 
     @staticmethod
     def given(family: Gaussian, k: int, d: int, weights: Any, means: Any, precisions: Any) -> Start:
@@ -153,7 +154,7 @@ def start(
     kernel = partial(_start, frame=frame, found=found, seed=int(rng.randint(2**31 - 1)))
     n_passes = 0
 
-    def one_pass(blanks: Sequence[Components]) -> list[Stats]:
+    def one_pass(blanks: Sequence[Components], dtype: np.dtype[np.floating] = _DOUBLE) -> list[Stats]:
         nonlocal n_passes
         n_passes += 1
         return [total(samples, partial(kernel, blank=blank))[0] for blank in blanks]

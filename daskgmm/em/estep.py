@@ -24,7 +24,7 @@ _LEAST_TILE, _LARGEST_TILE = 120, 1016
 _LOG_FLOOR = {np.dtype(np.float64): -300.0, np.dtype(np.float32): -60.0}
 # γ below which a row is left out of a component's own sums, as another component holds it; a tight component's rows
 # are so near beside all others that less than rounding may be too much.
-_LEAST, _LEAST_TIGHT = 1e-20, 1e-100
+_LEAST, _LEAST_TIGHT = 1e-16, 1e-100
 # Rows of a triangular factor that are multiplied at a time: 16 of 64 leave out 3/8 of the work, fewer gain no more.
 _STEP = 16
 
@@ -32,7 +32,11 @@ Rows = tuple[npt.NDArray[np.generic], Array | None]  # x (n, d), weights (n,)
 
 
 def statistics(
-    pieces: Iterable[Rows], frame: Frame, models: Sequence[Components], dtype: npt.DTypeLike = np.float64
+    pieces: Iterable[Rows],
+    frame: Frame,
+    models: Sequence[Components],
+    dtype: npt.DTypeLike = np.float64,
+    pool: bool = True,
 ) -> tuple[Stats, ...]:
     """E-step and moments of a block under several models, which share the reading and φ.
 
@@ -45,15 +49,18 @@ def statistics(
         All of one family.
     dtype : dtype
         Precision within a tile, double or single; sums over tiles are double.
+    pool : bool
+        Sum what lean models need once for all components; False: the caller knows it already.
 
     Returns
     -------
     tuple of Stats
-        One a model.
+        One a model; those of a lean model lack what `completed` adds to the total.
     """
     lean = [model.lean for model in models]
     groups = {
-        which: _Sums([m for m in models if m.lean == which], frame, np.dtype(dtype)) for which in sorted(set(lean))
+        which: _Sums([m for m in models if m.lean == which], frame, np.dtype(dtype), pool)
+        for which in sorted(set(lean))
     }
     for x, weights in pieces:
         for x_strip, w_strip in strips(x, weights):
@@ -66,21 +73,21 @@ def statistics(
 class _Sums:
     """The sums of models that share φ."""
 
-    def __init__(self, models: Sequence[Components], frame: Frame, dtype: np.dtype[np.floating]) -> None:
+    def __init__(self, models: Sequence[Components], frame: Frame, dtype: np.dtype[np.floating], pool: bool) -> None:
         d, products = len(frame.shift), models[0].products
         none = products[0][:0], products[1][:0]
         self.models = models
-        self.theta = np.concatenate([model.theta for model in models])  # (Σk, 1 + d + q)
         self.ends = np.cumsum([len(model.means) for model in models])
         self.columns = np.flatnonzero(np.concatenate([model.direct for model in models]))
         lean = models[0].lean
-        theta = self.theta[:, : 1 + d] if lean else self.theta
+        theta = np.concatenate([model.theta for model in models])  # (Σk, 1 + d + q)
+        theta = theta[:, : 1 + d] if lean else theta
         diagonal = models[0].factors.ndim == 2
         self.arguments = (
             frame.shift,
-            np.ascontiguousarray(frame.matrix.diagonal() if diagonal else frame.matrix),
+            np.ascontiguousarray(frame.matrix.diagonal() if diagonal else frame.matrix, dtype=dtype),
             none if lean else products,
-            products if lean else none,
+            products if lean and pool else none,
             np.ascontiguousarray(theta.T, dtype=dtype),
             self.ends,
             (self.columns, *_direct(models, self.columns, dtype)),
@@ -91,24 +98,30 @@ class _Sums:
         self.n = 0
         self.log_likelihoods = np.zeros(len(models))
         self.moments = np.zeros(theta.T.shape)  # (p, Σk)
-        self.nearby = np.zeros((len(self.columns), self.theta.shape[1]))
-        self.scatter = np.zeros(len(products[0]) if lean else 0)
+        self.nearby = np.zeros((len(self.columns), theta.shape[1]))
+        self.scatter = np.zeros(len(products[0]) if lean and pool else 0)
 
     def add(self, x: Array, weights: Array) -> None:
         sums = self.log_likelihoods, self.moments, self.nearby, self.scatter
         self.n += kernel.accumulate(x, weights, *self.arguments, *sums)
 
     def stats(self) -> Iterator[Stats]:
-        moments = np.zeros(self.theta.shape)
-        moments[:, : len(self.moments)] = self.moments.T
+        moments = self.moments.T.copy()
         moments[self.columns] = self.nearby
-        for i, end in enumerate(self.ends):
-            start = end - len(self.models[i].means)
-            log_likelihood = self.log_likelihoods[i]
-            if len(self.scatter):  # only its sum over the components matters: each has an equal share
-                moments[start:end, -len(self.scatter) :] = self.scatter / (end - start)
-                log_likelihood += self.theta[start, -len(self.scatter) :] @ self.scatter
-            yield Stats(self.n, float(log_likelihood), moments[start:end])
+        starts = [0, *self.ends]
+        for start, end, log_likelihood in zip(starts, self.ends, self.log_likelihoods, strict=False):
+            yield Stats(self.n, float(log_likelihood), moments[start:end], self.scatter)
+
+
+def completed(stats: Stats, model: Components, scatter: Array | None = None) -> Stats:
+    """The total, with what a lean model's components share: from the stats themselves, or known from another pass."""
+    if not model.lean:
+        return stats
+    scatter = stats.scatter if scatter is None else scatter
+    # Only the sum over the components matters to the M-step: each has an equal share.
+    share = np.tile(scatter / len(stats.moments), (len(stats.moments), 1))
+    log_likelihood = stats.log_likelihood + float(model.theta[0, -len(scatter) :] @ scatter)
+    return Stats(stats.n, log_likelihood, np.hstack([stats.moments, share]))
 
 
 def start_statistics(

@@ -18,6 +18,7 @@ from numba.extending import overload
 # Sums may be taken in any order, but NaN and infinity keep their meaning.
 compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
+_FEW = 64  # rows that are multiplied model by model, which gives each the bits that it has alone
 _GROUP = 1024  # values that are worked on at a time, to stay in the first-level cache
 # 1/13!, 1/12!, … 1: the Taylor series of exp on ±½ log 2 is exact to rounding; with 7 terms, in single precision.
 _SERIES = tuple(1 / math.factorial(i) for i in range(13, -1, -1))
@@ -61,10 +62,10 @@ def accumulate(
     x: Any,  # (n, d) float64
     weights: Any,  # (n,) float64, or empty: all 1
     shift: Any,  # (d,) of the frame
-    matrix: Any,  # (d, d) of the frame, or its diagonal
+    matrix: Any,  # (d, d) of the frame, or its diagonal; in the precision of the tiles
     products: Any,  # of φ: left (q,), right (q,)
     pooled: Any,  # the products that are summed over all components at once
-    theta: Any,  # (p, k) of all models side by side, in the precision of the tiles; no columns: only distances
+    theta: Any,  # (p, k), p > d, of all models side by side, in that precision
     ends: Any,  # (models,) where each model's components end
     direct: tuple[Any, ...],  # columns (m,), means (m, d), transposed factors, constants, centres, step; see `_distances`
     tile: int,  # rows
@@ -79,32 +80,39 @@ def accumulate(
     d = x.shape[1]
     p, k = theta.shape
     columns, means, transposed, constants, centres, step = direct
-    buffers = np.empty((2, d * tile))
-    phi_buffer = np.empty(max(p, 1 + d) * tile, theta.dtype)
-    joint_buffer = np.empty(tile * k, theta.dtype)
-    weight_buffer = np.empty(tile if len(weights) else 0)
+    row_buffer, weight_buffer = np.empty((tile, d)), np.empty(tile if len(weights) else 0)
+    phi_buffer, deviation_buffer = np.empty(p * tile, theta.dtype), np.empty(d * tile, theta.dtype)
+    joint_buffer, product = np.empty(tile * k, theta.dtype), np.empty((p, k), theta.dtype)
     used = 0
     for start in range(0, len(x), tile):
-        n, z = _framed(x[start : start + tile], weights[start : start + tile], shift, matrix, buffers, weight_buffer)
+        rows, w = _usable(x[start : start + tile], weights[start : start + tile], row_buffer, weight_buffer)
+        n = len(rows)
         if n == 0:
             continue
         used += n
-        w = weight_buffer[: n if len(weights) else 0]
-        phi = phi_buffer[: max(p, 1 + d) * n].reshape(max(p, 1 + d), n)
-        log_joint = joint_buffer[: n * k].reshape(n, k)
+        phi = phi_buffer[: p * n].reshape(p, n)
         phi[0] = 1
-        phi[1 : d + 1] = z
+        z = phi[1 : d + 1]
+        _frame(rows, shift, matrix, deviation_buffer[: d * n].reshape(d, n), z)
+        log_joint = joint_buffer[: n * k].reshape(n, k)
         loose = len(columns) < k
         if loose:
             _multiply(phi, d, products)
-            np.dot(phi.T, theta, log_joint)
+            if n < _FEW:
+                _by_model(phi.T, theta, ends, log_joint)
+            else:
+                np.dot(phi.T, theta, log_joint)
         if len(columns):
-            _distances(phi[1 : d + 1], columns, means, transposed, constants, step, log_joint)
+            _distances(z, columns, means, transposed, constants, step, log_joint)
         _soften(log_joint, ends, w, floor, log_likelihoods)
         if loose:
-            moments += np.dot(phi, log_joint)
+            if n < _FEW:
+                _by_model(phi, log_joint, ends, product)
+            else:
+                np.dot(phi, log_joint, product)
+            moments += product
         if len(columns):
-            _moments_about(phi[1 : d + 1], columns, centres, transposed, log_joint, least, nearby)
+            _moments_about(z, columns, centres, transposed, log_joint, least, nearby)
         if len(scatter):
             _pool(phi, d, pooled, w, scatter)
     return used
@@ -128,32 +136,49 @@ def soften(log_joint: Any, log_densities: Any) -> None:
 
 
 @compiled
-def _framed(x: Any, weights: Any, shift: Any, matrix: Any, buffers: Any, kept: Any) -> Any:
-    """The rows that are finite and weigh something, in the frame: how many, and z (d, n); ``kept``: their weights."""
-    d = len(shift)
-    good = np.empty(len(x), np.int64)
+def _usable(x: Any, weights: Any, rows: Any, kept: Any) -> Any:
+    """The rows that are finite and weigh something, and their weights: as they are, or copied to rows and kept."""
+    d = x.shape[1]
+    values, check = x.reshape(x.size), 0.0
+    for i in range(len(values)):
+        check += values[i] * 0.0  # NaN where one is not finite
+    if check == 0 and len(weights) == 0:
+        return x, weights
     n = 0
     for r in range(len(x)):
-        total = 0.0
+        check = 0.0
         for i in range(d):
-            total += x[r, i] - x[r, i]  # not 0 where one is not finite
-        if total == 0 and (len(weights) == 0 or weights[r] > 0):
-            good[n] = r
+            rows[n, i] = x[r, i]
+            check += x[r, i] * 0.0
+        if check == 0 and (len(weights) == 0 or weights[r] > 0):
+            if len(weights):
+                kept[n] = weights[r]
             n += 1
-    z = buffers[0, : d * n].reshape(d, n)
-    for c in range(n):
-        for i in range(d):
-            z[i, c] = x[good[c], i] - shift[i]
-    if len(weights):
-        for c in range(n):
-            kept[c] = weights[good[c]]
+    return rows[:n], kept[: n if len(weights) else 0]
+
+
+@compiled
+def _frame(x: Any, shift: Any, matrix: Any, deviation: Any, z: Any) -> None:
+    """z = matrix (x − shift), features first; ``deviation`` (d, n) is room to work in."""
+    n, d = x.shape
     if matrix.ndim == 1:
-        for i in range(d):
-            z[i] *= matrix[i]
-        return n, z
-    turned = buffers[1, : d * n].reshape(d, n)
-    np.dot(matrix, z, turned)
-    return n, turned
+        for r in range(n):
+            for i in range(d):
+                z[i, r] = (x[r, i] - shift[i]) * matrix[i]
+    else:
+        for r in range(n):
+            for i in range(d):
+                deviation[i, r] = x[r, i] - shift[i]
+        np.dot(matrix, deviation, z)
+
+
+@compiled
+def _by_model(left: Any, right: Any, ends: Any, out: Any) -> None:
+    """left (·, ·) @ right (·, k), model by model."""
+    first = 0
+    for last in ends:
+        out[:, first:last] = np.dot(left, np.ascontiguousarray(right[:, first:last]))
+        first = last
 
 
 @compiled
@@ -188,40 +213,47 @@ def _soften(log_joint: Any, ends: Any, weights: Any, floor: Any, log_likelihoods
     n, k = log_joint.shape
     one = log_joint.dtype.type(1)
     group = max(1, _GROUP // k)
-    products = np.empty(len(ends))
     for start in range(0, n, group):
-        stop = min(start + group, n)
-        for r in range(start, stop):
-            first = 0
-            for m in range(len(ends)):
-                top = log_joint[r, first]
-                for j in range(first + 1, ends[m]):
-                    top = max(top, log_joint[r, j])
-                for j in range(first, ends[m]):
-                    log_joint[r, j] -= top
-                log_likelihoods[m] += weights[r] * top if len(weights) else top
-                first = ends[m]
-        values = log_joint[start:stop].reshape((stop - start) * k)
+        rows = log_joint[start : start + group]
+        first = 0
+        for m in range(len(ends)):
+            for r in range(len(rows)):
+                row = rows[r, first : ends[m]]
+                top = _largest(row)
+                for j in range(len(row)):
+                    row[j] -= top
+                log_likelihoods[m] += weights[start + r] * top if len(weights) else top
+            first = ends[m]
+        values = rows.reshape(rows.size)
         for i in range(len(values)):
             values[i] = exp(max(values[i], floor))
-        products[:] = 1  # the log of a product costs less than a sum of logs; below k^(_GROUP / k), it cannot overflow
-        for r in range(start, stop):
-            first = 0
-            for m in range(len(ends)):
-                total = log_joint[r, first]
-                for j in range(first + 1, ends[m]):
-                    total += log_joint[r, j]
+        first = 0
+        for m in range(len(ends)):
+            product = 1.0  # its log costs less than the sum of logs; below k^(_GROUP / k), it cannot overflow
+            for r in range(len(rows)):
+                row = rows[r, first : ends[m]]
+                total = row[0]
+                for j in range(1, len(row)):
+                    total += row[j]
                 scale = one / total
                 if len(weights):
-                    scale *= weights[r]
-                    log_likelihoods[m] += weights[r] * math.log(total)
+                    scale *= weights[start + r]
+                    log_likelihoods[m] += weights[start + r] * math.log(total)
                 else:
-                    products[m] *= total
-                for j in range(first, ends[m]):
-                    log_joint[r, j] *= scale
-                first = ends[m]
-        for m in range(len(ends)):
-            log_likelihoods[m] += math.log(products[m])
+                    product *= total
+                for j in range(len(row)):
+                    row[j] *= scale
+            log_likelihoods[m] += math.log(product)
+            first = ends[m]
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "nnan"})
+def _largest(row: Any) -> Any:
+    """The largest value, by vectors; any of them where one is NaN, which stays in the row."""
+    top = row[0]
+    for j in range(1, len(row)):
+        top = max(top, row[j])
+    return top
 
 
 @compiled
@@ -262,38 +294,28 @@ def _moments_about(
 ) -> None:
     """Add Σ γ φ(z − centre) of some columns, over the rows that each really holds: γ > least."""
     d, n = z.shape
-    rows, gamma = np.empty(n, np.int64), np.empty(n, z.dtype)
-    held_buffer, weighted_buffer = np.empty(d * n, z.dtype), np.empty(d * n, z.dtype)
+    rows = np.ascontiguousarray(z.T)
+    held_buffer, root_buffer = np.empty((n, d), z.dtype), np.empty(n, z.dtype)
     for c in range(len(columns)):
         m = 0
-        count = 0.0
         for r in range(n):
-            g = resp[r, columns[c]]
-            if g > least:
-                rows[m] = r
-                gamma[m] = g
-                count += g
+            gamma = resp[r, columns[c]]
+            if gamma > least:
+                root = math.sqrt(gamma)
+                for i in range(d):
+                    held_buffer[m, i] = root * (rows[r, i] - centres[c, i])
+                root_buffer[m] = root
                 m += 1
-        moments[c, 0] += count
-        held = held_buffer[: d * m].reshape(d, m)
-        weighted = weighted_buffer[: d * m].reshape(d, m)
-        for i in range(d):
-            total = 0.0
-            for r in range(m):
-                held[i, r] = z[i, rows[r]] - centres[c, i]
-                weighted[i, r] = held[i, r] * gamma[r]
-                total += weighted[i, r]
-            moments[c, 1 + i] += total
+        held, roots = held_buffer[:m], root_buffer[:m]
+        moments[c, 0] += np.dot(roots, roots)
+        moments[c, 1 : 1 + d] += np.dot(roots, held)
         if transposed.ndim == 2:
-            for i in range(d):
-                total = 0.0
-                for r in range(m):
-                    total += weighted[i, r] * held[i, r]
-                moments[c, 1 + d + i] += total
+            for r in range(m):
+                for i in range(d):
+                    moments[c, 1 + d + i] += held[r, i] * held[r, i]
         else:
-            second = np.dot(weighted, held.T)
+            second = np.dot(held.T, held)
             q = 1 + d
             for i in range(d):
-                for j in range(i, d):
-                    moments[c, q] += second[i, j]
-                    q += 1
+                moments[c, q : q + d - i] += second[i, i:]
+                q += d - i

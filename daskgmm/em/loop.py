@@ -19,10 +19,13 @@ from daskgmm.families.frame import Array, Frame
 # A component with less than this share of all weight has no rows: γ never falls to zero (see softmax),
 # so a share is compared, not a count with zero.
 _DEAD = 1e-12
+_DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
+_SINGLE_TOL = 1e-4  # in single precision a log-likelihood is known to some 1e-6
 # A fit that loses components again and again has too many of them.
 _RESEEDS_PER_COMPONENT = 3
 
-OnePass = Callable[[Sequence[Components]], Sequence[Stats]]
+# Models and the precision of the tiles to their statistics over all samples.
+OnePass = Callable[[Sequence[Components], np.dtype[np.floating]], Sequence[Stats]]
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,19 @@ class EMState:
     lower_bounds: tuple[float, ...] = ()  # per-sample log-likelihoods of what was tried, and kept
     converged: bool = False
     n_reseeded: int = 0
-    previous_bound: float = -np.inf  # of the fit that this one goes on from
+    previous_bounds: tuple[float, ...] = ()  # of the fit that this one goes on from
     mixing: Mixing = Mixing()
     point: Array | None = None  # (k, p) normalized moments, of which `parameters` are the M-step
     plain: EMState | None = None  # where `parameters` are extrapolated: the state with EM's own step instead
 
     @property
     def lower_bound(self) -> float:
-        return self.lower_bounds[-1] if self.lower_bounds else self.previous_bound
+        return (-np.inf, *self.recent_bounds)[-1]
+
+    @property
+    def recent_bounds(self) -> tuple[float, ...]:
+        """What the stopping rule looks at."""
+        return (*self.previous_bounds, *self.lower_bounds)[-5:]
 
     @property
     def settled(self) -> EMState:
@@ -83,15 +91,30 @@ class EM:
     tol: float
     max_iter: int
     accelerate: bool = True
+    single: bool = False  # may passes that are not among the last be in single precision?
     stage: str = "data"  # or "sample": where the passes go, for those who watch
 
     def run(self, states: Sequence[EMState], one_pass: OnePass, watch: Callable[[Info], None]) -> list[EMState]:
         """Advance all states, in shared passes, until each has converged or has had ``max_iter`` passes."""
+        if self.single:
+            states = replace(self, tol=max(self.tol, _SINGLE_TOL))._run(states, one_pass, watch, _SINGLE)
+            states = [replace(state, converged=False) for state in states]
+        return self._run(states, one_pass, watch, _DOUBLE)
+
+    def _run(
+        self,
+        states: Sequence[EMState],
+        one_pass: OnePass,
+        watch: Callable[[Info], None],
+        dtype: np.dtype[np.floating],
+    ) -> list[EMState]:
         states = list(states)
         while running := [i for i, s in enumerate(states) if not s.converged and s.n_iter < self.max_iter]:
             begin = time.perf_counter()
             components = [self.family.components(states[i].parameters, self.frame) for i in running]
-            components, stats = look_again(components, one_pass(components), one_pass)
+            if dtype == _SINGLE and not all(c.coarse for c in components):
+                break
+            components, stats = look_again(components, one_pass(components, dtype), one_pass)
             reseeded: list[int] = []
             for i, c, s in zip(running, components, stats, strict=True):
                 states[i], dead = self.advance(states[i], c, s)
@@ -141,7 +164,7 @@ class EM:
         if not dead:
             parameters = self.family.maximize(components, stats.moments, self.frame)
             # An extrapolated step may gain little where EM's own would gain more: only the latter ends a fit.
-            converged = abs(change(after)) < self.tol
+            converged = abs(remaining(after) if self.accelerate else change(after)) < self.tol
             if state.plain is not None:
                 after = replace(after, plain=None, mixing=state.mixing.succeeded())
             after = replace(after, parameters=parameters, converged=converged and state.plain is None)
@@ -153,8 +176,8 @@ class EM:
             )
         kept = np.setdiff1d(np.arange(len(counts)), dead)
         # Next to nothing, but for what was summed for all components together.
-        lost = stats.moments[dead].sum(axis=0) / len(kept)
-        alive = self.family.maximize(components.take(kept), stats.moments[kept] + lost, self.frame)
+        shared = stats.moments[dead].sum(axis=0) / len(kept)
+        alive = self.family.maximize(components.take(kept), stats.moments[kept] + shared, self.frame)
         rows = self.sample[self._unlikely(alive, len(dead))]
         reseeded = self.family.reseed(alive, dead, rows)
         return replace(after, parameters=reseeded, mixing=Mixing(), point=None, plain=None), dead
@@ -189,12 +212,29 @@ def look_again(
     """The same pass once more for those whose means moved so far that moments about the old ones lost digits."""
     latest = [(c, s, c.recentred(s.moments)) for c, s in zip(components, stats, strict=True)]
     nearer = [recentred for _, _, recentred in latest if recentred is not None]
-    again = iter(one_pass(nearer) if nearer else ())
+    again = iter(one_pass(nearer, _DOUBLE) if nearer else ())
     both = [(c, s) if recentred is None else (recentred, next(again)) for c, s, recentred in latest]
     return [c for c, _ in both], [s for _, s in both]
 
 
 def change(state: EMState) -> float:
     """Gain in per-sample log-likelihood of the last step."""
-    before = state.lower_bounds[-2] if len(state.lower_bounds) > 1 else state.previous_bound
-    return state.lower_bound - before
+    before, last = (-np.inf, -np.inf, *state.recent_bounds)[-2:]
+    return last - before
+
+
+def remaining(state: EMState) -> float:
+    """What there is still to gain, should the steps go on to shrink as the last ones did: Aitken's estimate.
+
+    As a single step of an accelerated fit may gain little by chance, the larger of two is compared with the larger of
+    the two before. Boehning et al. 1994, Ann. Inst. Statist. Math. 46, eq. 5, for EM's own steps.
+    """
+    gains = np.diff(state.recent_bounds)
+    if len(gains) < 2:
+        return np.inf
+    width = len(gains) // 2
+    last, before = gains[-width:].max(), gains[-2 * width : -width].max()
+    if last <= 0 or before <= 0:  # rounding
+        return 0.0
+    rate = (last / before) ** (1 / width)
+    return float(last * rate / (1 - rate)) if rate < 1 else np.inf

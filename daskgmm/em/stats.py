@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from daskgmm.families.frame import Array
 
@@ -17,12 +19,14 @@ class Stats:
     n: int  # rows used
     log_likelihood: float  # Σ w log p(x)
     moments: Array  # (k, p)  Σ w γ φ(x)
+    scatter: Array = field(default_factory=lambda: np.zeros(0))  # (q,)  Σ w x_i x_j where it is one for all components
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(
             self.n + other.n,
             self.log_likelihood + other.log_likelihood,
             self.moments + other.moments,
+            self.scatter + other.scatter,
         )
 
     @property

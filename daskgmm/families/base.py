@@ -51,6 +51,10 @@ class Components(Protocol):
     def lean(self) -> bool:
         """Is the quadratic part of θ the same for all components, so that Σφ of it can be summed for all at once?"""
 
+    @property
+    def coarse(self) -> bool:
+        """Would single precision do, for a pass that is not among the last?"""
+
     def take(self, ks: npt.NDArray[np.intp]) -> Components:
         """These of the components."""
 
@@ -61,9 +65,8 @@ class Components(Protocol):
 class Family(Protocol):
     """What one component is."""
 
-    @property
-    def whitens(self) -> bool:
-        """Does the frame need directions, or scales only?"""
+    def frame(self, sample: Array, low: Array, high: Array) -> Frame:
+        """Where sums over rows like those of the sample (m, d), inside the box low ≤ x ≤ high, are well conditioned."""
 
     def components(self, parameters: Any, frame: Frame) -> Components:
         """What a pass needs to know of ``parameters``."""

@@ -18,6 +18,7 @@ Array = npt.NDArray[np.float64]
 
 _CLIP = 8.0  # robust deviations; one far row of the sample must not decide the directions
 _RIDGE = 1e-6  # relative; bounds the frame's own condition number, whitening need not be exact
+_UPRIGHT = 1e-2  # of the tolerance: components are narrower than the sample
 TOLERANCE = 1e-6  # the share of a variance that may be lost to rounding
 
 
@@ -75,6 +76,15 @@ class Frame:
         if self.directions is None or lost(radius) <= TOLERANCE:
             return replace(self, radius=radius)
         return replace(self, directions=_reflection(far), radius=float(np.linalg.norm(far)))
+
+    def upright(self) -> Frame:
+        """The same frame without directions, which take time, where the features are not too correlated for that."""
+        if self.directions is None:
+            return self
+        narrowest = float(np.linalg.norm(self.whitening, 2))  # 1 / the least deviation of the scaled sample
+        radius = self.radius * float(np.linalg.norm(self.directions, 2))
+        upright = replace(self, directions=None, radius=radius)
+        return upright if lost(radius * narrowest) <= _UPRIGHT * TOLERANCE else self
 
     def apply(self, x: npt.NDArray[np.generic]) -> Array:
         """``z``, features first: (n, d) -> (d, n)."""

@@ -44,9 +44,10 @@ class Gaussian:
     model: CovarianceModel
     reg_covar: float = 0.0
 
-    @property
-    def whitens(self) -> bool:
-        return not self.model.diagonal
+    def frame(self, sample: Array, low: Array, high: Array) -> Frame:
+        """Whitened where the whole scatter is needed; not turned at all where one scatter is, and scales will do."""
+        frame = Frame.of_sample(sample, whiten=not self.model.diagonal).reaching(low, high)
+        return frame.upright() if self.model.pooled else frame
 
     @property
     def algebra(self) -> type[DenseComponents] | type[DiagonalComponents]:

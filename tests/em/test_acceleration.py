@@ -48,11 +48,13 @@ def test_accelerated_likelihoods_never_fall_and_end_no_lower_than_textbook_em(co
         assert fast.converged_
         assert slow.converged_
         assert np.diff(fast.lower_bounds_).min() >= -1e-13  # rounding
-        assert fast.lower_bound_ > slow.lower_bound_ - 1e-5
-        passes.append((fast.n_iter_, slow.n_iter_))
+        assert fast.lower_bound_ > slow.lower_bound_ - 1e-8
+        reached = np.array(fast.lower_bounds_) >= slow.lower_bound_ - 1e-8
+        rejected = fast.n_iter_ - len(fast.lower_bounds_)
+        passes.append((np.argmax(reached) + 1 + rejected, slow.n_iter_))
     fast_passes, slow_passes = np.array(passes).T
     assert (fast_passes <= 1.1 * slow_passes).all()
-    assert fast_passes.sum() < 0.7 * slow_passes.sum()
+    assert fast_passes.sum() < 0.6 * slow_passes.sum()
 
 
 def test_a_fit_cut_short_returns_nothing_untried():
