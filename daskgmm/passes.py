@@ -121,20 +121,33 @@ def rows(samples: Samples, kernel: Kernel, dtype: npt.DTypeLike, extra: tuple[in
     return lazy.compute(scheduler=_scheduler(samples)) if samples.in_memory else lazy
 
 
-def check_memory(samples: Samples) -> None:
+def worker_memory(samples: Samples, threads: int) -> float:
+    """Bytes that a worker's memory limit must be, so that what it holds stays below the share that Dask lets it use."""
+    return (_WORKER_BASE + threads * (_COPIES * samples.region_bytes + _WORKSPACE)) / _WORKER_USABLE
+
+
+def check_memory(samples: Samples, limit: float | None = None, threads: int = 1) -> None:
     """Refuse, before anything is read, blocks that do not fit in the workers' memory.
+
+    Parameters
+    ----------
+    samples : Samples
+    limit : float, optional
+        Bytes of a worker of so many threads; default: those of the workers there are.
+    threads : int
 
     Raises
     ------
     MemoryError
         Says how much a worker would need, and how to need less.
     """
-    limit, threads = _limits(samples)
-    needed = _WORKER_BASE + threads * (_COPIES * samples.region_bytes + _WORKSPACE)
-    if limit and needed > _WORKER_USABLE * limit:
+    if limit is None:
+        limit, threads = _limits(samples)
+    needed = worker_memory(samples, threads)
+    if limit and needed > limit:
         raise MemoryError(
             f"a worker with {threads} thread{'s' if threads > 1 else ''} needs "
-            f"{needed / _WORKER_USABLE / 2**20:.0f} MiB for reads of {samples.region_bytes / 2**20:.1f} MiB "
+            f"{needed / 2**20:.0f} MiB for reads of {samples.region_bytes / 2**20:.1f} MiB "
             f"beside the {_WORKER_BASE / 2**20:.0f} MiB of its own, but its limit is {limit / 2**20:.0f} MiB: "
             "give workers more memory or fewer threads, or rechunk the data to smaller chunks"
         )

@@ -38,7 +38,7 @@ class Start:
     means: Array | None = None
     covariances: Array | None = None
     factors: Array | None = None
-    previous_bounds: tuple[float, ...] = ()
+    previous_bound: float = -np.inf
 
     @staticmethod
     def given(family: Gaussian, k: int, d: int, weights: Any, means: Any, precisions: Any) -> Start:

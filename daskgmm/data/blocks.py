@@ -21,6 +21,7 @@ from daskgmm.families.frame import Array
 Region = tuple[slice, ...]
 
 BLOCK_VALUES = 2**21  # 16 MiB as float64: 50 to 500 ms of work, beside some 3 ms that a task costs
+_MEMORY_VALUES = 2**18  # in this process a task costs 0.1 ms, and a sample should be shared among the cores
 _MAX_BLOCKS = 4096  # of a large store: one scheduler hands out some 400 tasks a second
 _REGION_VALUES = 2**19  # 4 MiB as float64
 
@@ -136,7 +137,11 @@ def whole(ndim: int) -> Region:
 
 
 def regular_blocks(
-    shape: Sequence[int], n_features: int, chunks: Sequence[int], shards: Sequence[int] | None = None
+    shape: Sequence[int],
+    n_features: int,
+    chunks: Sequence[int],
+    shards: Sequence[int] | None = None,
+    values: int | None = None,
 ) -> tuple[Block, ...]:
     """Blocks of whole shards, in regions of whole chunks, over the sample dimensions of a regular grid.
 
@@ -147,9 +152,11 @@ def regular_blocks(
     n_features : int
     chunks, shards : sequence of int
         What storage decodes, and what it writes, at a time; in the sample dimensions.
+    values : int, optional
+        Of a block; by default what is much work beside that of sending a task to a worker.
     """
     shards = shards or chunks
-    target = max(BLOCK_VALUES, math.prod(shape) * n_features // _MAX_BLOCKS)
+    target = max(values or BLOCK_VALUES, math.prod(shape) * n_features // _MAX_BLOCKS)
     outer = _coarsened(shape, shards, target // n_features)
     inner = _coarsened(outer, chunks, _REGION_VALUES // n_features)
     blocks: list[Block] = []
@@ -191,7 +198,7 @@ def of_numpy(
         shape,
         n_features,
         np.result_type(*arrays),
-        regular_blocks(shape, n_features, (1, *shape[1:])),
+        regular_blocks(shape, n_features, (1, *shape[1:]), values=_MEMORY_VALUES),
         Source(tuple(arrays), None if weight is None else np.asarray(weight)),
         in_memory=True,
     )

@@ -1,1 +1,1 @@
-"""The EM algorithm. NumPy and SciPy only: no Dask, no Zarr, no scikit-learn."""
+"""The EM algorithm. NumPy, SciPy and Numba only: no Dask, no Zarr, no scikit-learn."""

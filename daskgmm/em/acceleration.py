@@ -1,11 +1,14 @@
-"""Anderson mixing of a fixed-point iteration x ← g(x), on flat vectors.
+"""Acceleration of a fixed-point iteration x ← g(x), on flat vectors: momentum, and Anderson mixing where it works.
 
-Anderson 1965, J. ACM 12; in the form of Walker & Ni 2011, SIAM J. Numer. Anal. 49, eq. 2.3. EM is such an
-iteration on its normalized moments, moments → M-step → E-step → moments, for every family and every constraint.
+EM is such an iteration on its normalized moments, moments → M-step → E-step → moments, for every family and every
+constraint. Far from the solution momentum pays (Nesterov 1983, Soviet Math. Dokl. 27; with restarts, O'Donoghue &
+Candès 2015, Found. Comput. Math. 15), near it mixing of the last steps does: Anderson 1965, J. ACM 12, in the form of
+Walker & Ni 2011, SIAM J. Numer. Anal. 49, eq. 2.3. Which of them it is near to, the failures tell.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,33 +21,47 @@ _RCOND = 1e-10  # directions that differ by less than this are rounding
 
 @dataclass(frozen=True)
 class Mixing:
-    """The last steps, oldest first, and how many it takes before they are trusted."""
+    """The last steps, oldest first, and what has been learnt from failures."""
 
     points: tuple[Array, ...] = ()  # x
     images: tuple[Array, ...] = ()  # g(x)
-    n_steps: int = 0
-    patience: int = 2
+    n_steps: int = 0  # since mixing failed
+    patience: int = _DEPTH  # steps before mixing is tried
+    momentum: float = 1.0  # grows with each step since momentum failed
+    mixed: bool = False  # was the last candidate mixed?
 
     def add(self, point: Array, image: Array) -> Mixing:
-        points, images = (*self.points, point)[-_DEPTH:], (*self.images, image)[-_DEPTH:]
-        return Mixing(points, images, self.n_steps + 1, self.patience)
+        return replace(
+            self,
+            points=(*self.points, point)[-_DEPTH:],
+            images=(*self.images, image)[-_DEPTH:],
+            n_steps=self.n_steps + 1,
+            momentum=self.momentum if self.mixed else _grown(self.momentum),
+            mixed=False,
+        )
 
     def failed(self) -> Mixing:
-        """Forget the steps, and take twice as many before the next try.
-
-        Where EM moves away from a saddle point, extrapolation only finds the way back to it.
-        """
-        return Mixing(patience=2 * self.patience)
+        """Start momentum anew, or take twice as many steps before mixing is tried again."""
+        if self.mixed:
+            return replace(self, n_steps=0, patience=2 * self.patience, mixed=False)
+        return replace(self, momentum=1.0)
 
     def succeeded(self) -> Mixing:
-        return replace(self, patience=2)
+        return replace(self, patience=_DEPTH) if self.mixed else self
 
-    def extrapolate(self) -> Array | None:
-        """The combination of the images whose combined residual g(x) − x is smallest; None before there are enough."""
-        if self.n_steps < self.patience:
+    def extrapolate(self) -> tuple[Array, Mixing] | None:
+        """A point to try in place of the last image; None before there are enough steps."""
+        if len(self.images) < 2:
             return None
+        if self.n_steps < self.patience:
+            weight = (self.momentum - 1) / _grown(self.momentum)
+            return self.images[-1] + weight * (self.images[-1] - self.images[-2]), self
         images = np.array(self.images)  # (m, size)
         residuals = images - np.array(self.points)
         steps = np.diff(residuals, axis=0).T  # (size, m - 1)
         gamma = np.linalg.lstsq(steps, residuals[-1], rcond=_RCOND)[0]
-        return self.images[-1] - gamma @ np.diff(images, axis=0)
+        return self.images[-1] - gamma @ np.diff(images, axis=0), replace(self, mixed=True)
+
+
+def _grown(momentum: float) -> float:
+    return (1 + math.sqrt(1 + 4 * momentum**2)) / 2

@@ -7,11 +7,13 @@ they are compiled, in `kernel`. Here stands which models they are made for, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from daskgmm.em import kernel
+from daskgmm.em.softmax import normalize
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, Frame
@@ -21,7 +23,8 @@ _TILE_VALUES = 40_000  # 320 kB, well inside a core's second-level cache (measur
 # Rows of a tile. Not a power of two, for which all rows of φ would share one place in the cache.
 _LEAST_TILE, _LARGEST_TILE = 120, 1016
 # exp(-300) is nothing beside 1, and far from the denormals, which are 5 to 10 times slower to work with.
-_LOG_FLOOR = {np.dtype(np.float64): -300.0, np.dtype(np.float32): -60.0}
+_DOUBLE = np.dtype(np.float64)
+_LOG_FLOOR = {_DOUBLE: -300.0, np.dtype(np.float32): -60.0}
 # γ below which a row is left out of a component's own sums, as another component holds it; a tight component's rows
 # are so near beside all others that less than rounding may be too much.
 _LEAST, _LEAST_TIGHT = 1e-16, 1e-100
@@ -35,7 +38,7 @@ def statistics(
     pieces: Iterable[Rows],
     frame: Frame,
     models: Sequence[Components],
-    dtype: npt.DTypeLike = np.float64,
+    dtype: np.dtype[np.floating] = _DOUBLE,
     pool: bool = True,
 ) -> tuple[Stats, ...]:
     """E-step and moments of a block under several models, which share the reading and φ.
@@ -58,10 +61,7 @@ def statistics(
         One a model; those of a lean model lack what `completed` adds to the total.
     """
     lean = [model.lean for model in models]
-    groups = {
-        which: _Sums([m for m in models if m.lean == which], frame, np.dtype(dtype), pool)
-        for which in sorted(set(lean))
-    }
+    groups = {which: _Sums([m for m in models if m.lean == which], frame, dtype, pool) for which in sorted(set(lean))}
     for x, weights in pieces:
         for x_strip, w_strip in strips(x, weights):
             for group in groups.values():
@@ -83,6 +83,7 @@ class _Sums:
         theta = np.concatenate([model.theta for model in models])  # (Σk, 1 + d + q)
         theta = theta[:, : 1 + d] if lean else theta
         diagonal = models[0].factors.ndim == 2
+        tile = _tile(d if len(self.columns) == len(theta) else theta.shape[1])
         self.arguments = (
             frame.shift,
             np.ascontiguousarray(frame.matrix.diagonal() if diagonal else frame.matrix, dtype=dtype),
@@ -91,9 +92,10 @@ class _Sums:
             np.ascontiguousarray(theta.T, dtype=dtype),
             self.ends,
             (self.columns, *_direct(models, self.columns, dtype)),
-            _tile(d if len(self.columns) == len(theta) else theta.shape[1]),
+            tile,
             dtype.type(_LOG_FLOOR[dtype]),
             _LEAST_TIGHT if any(model.tight.any() for model in models) else _LEAST,
+            kernel.workspace(tile, d, theta.shape[1], len(theta), dtype),
         )
         self.n = 0
         self.log_likelihoods = np.zeros(len(models))
@@ -152,7 +154,7 @@ def log_joint_of(x: npt.NDArray[np.generic], model: Components) -> Iterator[tupl
 
     Distances are taken to each component's own mean: exact for rows however far, seen before or not.
     """
-    direct = _direct([model], np.arange(len(model.means)), np.dtype(np.float64))
+    direct = _direct([model], np.arange(len(model.means)), _DOUBLE)
     means, transposed, constants, _, step = direct
     for at in _spans(len(x), _tile(x.shape[1])):
         yield at, kernel.log_joint(np.ascontiguousarray(x[at], dtype=np.float64), means, transposed, constants, step)
@@ -172,7 +174,7 @@ def probabilities(log_joint: Array) -> Array:
 def log_densities(log_joint: Array) -> Array:
     """log p(x): (n,); log_joint then holds the responsibilities."""
     found = np.empty(len(log_joint))
-    kernel.soften(log_joint, found)
+    normalize(log_joint, found)
     return found
 
 
@@ -193,11 +195,20 @@ def framed(pieces: Iterable[Rows], frame: Frame) -> Iterator[tuple[Array, Array 
 
 
 def strips(x: npt.NDArray[np.generic], weights: Array | None) -> Iterator[tuple[Array, Array]]:
-    """Some rows at a time, as double precision; the weights are empty where there are none."""
-    none = np.empty(0)
-    for at in _spans(len(x), max(_LARGEST_TILE, _STRIP_VALUES // max(1, x.shape[1]))):
+    """Some rows at a time, as double precision; the weights are empty where there are none.
+
+    What is not so already is copied to the same place strip after strip.
+    """
+    rows = max(_LARGEST_TILE, _STRIP_VALUES // max(1, x.shape[1]))
+    ready = x.dtype == _DOUBLE and x.flags.c_contiguous
+    buffer, none = np.empty((0 if ready else min(rows, len(x)), x.shape[1])), np.empty(0)
+    for at in _spans(len(x), rows):
+        strip: Any = x[at]
+        if not ready:
+            strip = buffer[: len(strip)]
+            strip[:] = x[at]
         w = none if weights is None else np.ascontiguousarray(weights[at], dtype=np.float64)
-        yield np.ascontiguousarray(x[at], dtype=np.float64), w
+        yield strip, w
 
 
 def _direct(

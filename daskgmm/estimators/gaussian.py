@@ -173,7 +173,7 @@ class GaussianMixture(BaseMixture):
                     f"{self.covariances_.shape}, not {shapes[0]} and {shapes[1]}: set warm_start=False to start anew"
                 )
             last = self._parameters()
-            known = Start(last.weights, last.means, last.covariances, last.factors, self._recent_bounds)
+            known = Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)
         options = Options(**{name: getattr(self, name) for name in OPTIONS})
         fit = fit_mixture(samples, family, options, known, check_random_state(self.random_state), watch)
         if self.max_iter and not fit.state.converged:
@@ -197,7 +197,6 @@ class GaussianMixture(BaseMixture):
         self.n_iter_ = fit.state.n_iter
         self.lower_bound_ = fit.state.lower_bound
         self.lower_bounds_ = list(fit.state.lower_bounds)
-        self._recent_bounds = fit.state.recent_bounds
         self.n_passes_ = fit.n_passes
         self.n_samples_ = fit.survey.n
         self.history_ = fit.history
@@ -242,7 +241,6 @@ class GaussianMixture(BaseMixture):
             setattr(model, f"{name}_", ds[name].values)
         model.precisions_ = model._family().model.compact(model._family().precisions(model._parameters().factors))
         model.lower_bounds_ = ds["lower_bounds"].values.tolist()
-        model._recent_bounds = tuple(model.lower_bounds_)
         for name, value in json.loads(ds.attrs["fit"]).items():
             setattr(model, f"{name}_", value)
         return model

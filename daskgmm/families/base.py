@@ -23,9 +23,17 @@ class Components(Protocol):
     φ(z) is 1, the d coordinates of z, and some of their products.
     """
 
-    constants: Array  # (k,) log weight + log p(mean | k)
-    means: Array  # (k, d)
-    factors: Array  # (k, d, d) or diagonals (k, d): log p(z | k) falls by ½ ‖Fᵀ(z − mean)‖²
+    @property
+    def constants(self) -> Array:
+        """(k,): log weight + log p(mean | k)."""
+
+    @property
+    def means(self) -> Array:
+        """(k, d)."""
+
+    @property
+    def factors(self) -> Array:
+        """(k, d, d), or diagonals (k, d): log p(z | k) = log p(mean | k) − ½ ‖Fᵀ(z − mean)‖²."""
 
     @property
     def theta(self) -> Array:
@@ -76,6 +84,9 @@ class Family(Protocol):
 
     def maximize(self, components: Any, moments: Array, frame: Frame) -> Any:
         """M-step: the parameters under which moments (k, p), gathered with ``components``, are likeliest."""
+
+    def n_parameters(self, k: int, d: int) -> int:
+        """Free parameters of a mixture of k components in d dimensions."""
 
     def reseed(self, alive: Any, dead: Sequence[int], rows: Array) -> Any:
         """Add to the components ``alive`` new ones at the indices ``dead``, on ``rows`` (len(dead), d)."""

@@ -20,17 +20,48 @@ def overlapping(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_linear_iteration_is_solved_in_as_many_steps_as_it_has_dimensions():
+    """Once there are steps enough to mix, that is; until then momentum must not lose the way."""
     rng = np.random.default_rng(0)
     matrix = 0.9 * np.linalg.qr(rng.normal(size=(4, 4)))[0]
     offset = rng.normal(size=4)
     solution = np.linalg.solve(np.eye(4) - matrix, offset)
     mixing, x = Mixing(), np.zeros(4)
-    for _ in range(6):
+    for _ in range(mixing.patience + 2):
         image = matrix @ x + offset
         mixing = mixing.add(x, image)
-        extrapolated = mixing.extrapolate()
-        x = image if extrapolated is None else extrapolated
+        x, mixing = mixing.extrapolate() or (image, mixing)
     np.testing.assert_allclose(x, solution, rtol=1e-9)
+
+
+def test_momentum_needs_fewer_steps_than_the_iteration_itself():
+    """On a slow linear iteration with a symmetric matrix, as EM's is near a maximum."""
+    rates = np.linspace(0, 0.99, 5)
+
+    def steps(mixing: Mixing | None) -> int:
+        x = np.ones(5)
+        n = 0
+        while np.abs(x).max() > 1e-4:
+            n += 1
+            image = rates * x
+            if mixing is not None:
+                mixing = mixing.add(x, image)
+                image, mixing = mixing.extrapolate() or (image, mixing)
+            x = image
+        return n
+
+    assert steps(Mixing(patience=10**6)) < 0.5 * steps(None)
+
+
+def test_what_failed_is_tried_less():
+    mixing = Mixing()
+    for x in np.linspace(0, 1, 20):
+        mixing = mixing.add(np.array([x]), np.array([x + 0.1]))
+    _, mixed = mixing.extrapolate()
+    assert mixed.mixed
+    patient = mixed.failed()
+    assert patient.patience == 2 * mixing.patience
+    assert not patient.extrapolate()[1].mixed
+    assert patient.failed().momentum == 1 < patient.momentum
 
 
 def test_one_step_is_nothing_to_extrapolate_from():

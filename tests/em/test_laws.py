@@ -18,7 +18,7 @@ from daskgmm.em.estep import statistics as block_statistics
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
 from daskgmm.families.covariance import MODELS, CovarianceModel
-from daskgmm.families.frame import Frame
+from daskgmm.families.frame import Frame, lost
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.passes import single_blas
 
@@ -27,7 +27,7 @@ Array = npt.NDArray[np.float64]
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
 
 
-def statistics(pieces: Any, frame: Frame, models: Sequence[Any], dtype: Any = np.float64) -> list[Stats]:
+def statistics(pieces: Any, frame: Frame, models: Sequence[Any], dtype: Any = np.dtype(np.float64)) -> list[Stats]:
     """As those of a pass over one block."""
     stats = block_statistics(pieces, frame, models, dtype)
     return [completed(s, m) for s, m in zip(stats, models, strict=True)]
@@ -156,14 +156,19 @@ def test_models_share_a_pass(model: CovarianceModel, n: int) -> None:
 @every_model
 @pytest.mark.parametrize("accelerate", [False, True])
 def test_likelihood_never_falls(model: CovarianceModel, accelerate: bool) -> None:
-    """No step of EM, nor one that is kept of an accelerated fit, lowers the likelihood."""
+    """No step of EM, nor one that is kept of an accelerated fit, lowers the likelihood by more than rounding.
+
+    Which is what products about a common centre lose for the narrowest component.
+    """
     x = _rows(1500, 3, 4)
     frame = _frame(model, x)
     em = EM(Gaussian(model), frame, x - frame.shift, tol=0, max_iter=60, accelerate=accelerate)
     start = EMState(_start(model, x, 4).moved(-frame.shift))
     with single_blas():  # as in a fit
         (state,) = em.run([start], lambda *models: statistics([(x, None)], frame, *models), lambda info: None)
-    assert np.diff(state.lower_bounds).min() >= -1e-13 * abs(state.lower_bound)
+    factors = np.linalg.norm(np.reshape(em.family.components(state.parameters, frame).factors, (4, -1)), axis=1)
+    rounding = max(1e-13 * abs(state.lower_bound), lost(np.linalg.norm(frame.apply(x), axis=0).max() * factors.max()))
+    assert np.diff(state.lower_bounds).min() >= -rounding
     assert state.lower_bounds[-1] > state.lower_bounds[0] + 0.01  # and there was something to gain
 
 

@@ -1,0 +1,7 @@
+"""``python -m daskgmm.cli``."""
+
+import sys
+
+from daskgmm.cli import main
+
+sys.exit(main())

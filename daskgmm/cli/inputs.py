@@ -1,0 +1,26 @@
+"""What the commands work on, and where."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from daskgmm.data.blocks import Samples
+
+
+def workers_for(scheduler: str | None, n_workers: int | None, memory_limit: str) -> AbstractContextManager[Any]:
+    from daskgmm.cluster import workers
+
+    return workers(scheduler, n_workers, memory_limit)
+
+
+def samples_in(store: str, array: str | None, variables: str | None, missing: str) -> Samples:
+    from daskgmm.data.open import open_samples
+
+    if array and variables:
+        raise click.UsageError("--array and --variables exclude each other: give one")
+    names = variables.split(",") if variables else None
+    return open_samples(store, array=array, variables=names, missing=missing)

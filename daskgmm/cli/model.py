@@ -1,0 +1,167 @@
+"""What a fitted model is for."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from daskgmm.cli.inputs import samples_in, workers_for
+from daskgmm.console import (
+    input_options,
+    json_option,
+    missing_option,
+    output_option,
+    overwrite_option,
+    report,
+    where_options,
+)
+
+if TYPE_CHECKING:
+    from daskgmm.data.blocks import Samples
+
+
+@click.command()
+@click.argument("model")
+@click.argument("store")
+@click.option("--proba", is_flag=True, help="Write the responsibilities too.")
+@click.option("--log-density", is_flag=True, help="Write the log-densities too.")
+@missing_option
+@input_options
+@where_options
+@output_option
+@overwrite_option
+def predict(
+    model: str,
+    store: str,
+    proba: bool,
+    log_density: bool,
+    missing: str,
+    array: str | None,
+    variables: str | None,
+    scheduler: str | None,
+    workers: int | None,
+    memory_limit: str,
+    output: str,
+    overwrite: bool,
+) -> None:
+    """Label each sample of STORE by MODEL, in a Zarr group with the coordinates of STORE.
+
+    The output opens when it is complete. A run that was killed is finished by the same command.
+
+    \b
+      daskgmm predict model.zarr ocean.zarr --output labels.zarr
+    """
+    from tqdm.auto import tqdm
+
+    from daskgmm.labelling import write_predictions
+    from daskgmm.prediction import LABELS, LOG_DENSITY, PROBA
+
+    gm, samples = _model_and_samples(model, store, array, variables, missing)
+    outputs = [LABELS, *([PROBA] if proba else []), *([LOG_DENSITY] if log_density else [])]
+    origin = json.dumps([store, array, list(samples.names or ())])
+    with workers_for(scheduler, workers, memory_limit), tqdm(desc="predict", unit="row", unit_scale=True) as bar:
+
+        def watch(done: int, of: int) -> None:
+            bar.total = of
+            bar.update(done - bar.n)
+
+        write_predictions(
+            samples,
+            gm._components(),
+            outputs,
+            output,
+            missing=missing,
+            origin=origin,
+            overwrite=overwrite,
+            watch=watch,
+        )
+    click.echo(f"{output}: {', '.join(o.name for o in outputs)} of {samples.n:,} samples")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("store")
+@missing_option
+@input_options
+@where_options
+@json_option
+def score(
+    model: str,
+    store: str,
+    missing: str,
+    array: str | None,
+    variables: str | None,
+    scheduler: str | None,
+    workers: int | None,
+    memory_limit: str,
+    as_json: bool,
+) -> None:
+    """Mean log-density of STORE under MODEL, and BIC, AIC and ICL (lower is better)."""
+    gm, samples = _model_and_samples(model, store, array, variables, missing)
+    with workers_for(scheduler, workers, memory_limit):
+        report(gm.scores(samples), as_json)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--rows", "n_samples", type=click.IntRange(1), required=True, help="Samples to draw.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@where_options
+@output_option
+@overwrite_option
+def sample(
+    model: str,
+    n_samples: int,
+    seed: int,
+    scheduler: str | None,
+    workers: int | None,
+    memory_limit: str,
+    output: str,
+    overwrite: bool,
+) -> None:
+    """Draw samples from MODEL into a Zarr group: `samples` (sample, feature) and `component`."""
+    from daskgmm.estimators.gaussian import load
+    from daskgmm.labelling import write_samples
+
+    gm = load(model)
+    with workers_for(scheduler, workers, memory_limit):
+        write_samples(gm._family(), gm._parameters(), n_samples, seed, output, overwrite=overwrite)
+    click.echo(f"{output}: {n_samples:,} samples of {gm.n_features_in_} features")
+
+
+@click.command()
+@click.argument("model")
+@json_option
+def show(model: str, as_json: bool) -> None:
+    """What MODEL is, and how it was fitted."""
+    import pandas as pd
+
+    from daskgmm.persistence import read
+
+    ds = read(model)
+    fitted = json.loads(ds.attrs["fit"])
+    if as_json:
+        values = {name: ds[name].values.tolist() for name in ("weights", "means", "covariances")}
+        click.echo(json.dumps({**json.loads(ds.attrs["params"]), **fitted, **values}))
+        return
+    click.echo(f"{ds.attrs['title']} ({json.loads(ds.attrs['params'])['covariance_type']} covariances)")
+    report(fitted, False)
+    table = pd.DataFrame(ds["means"].values, columns=ds["feature"].values)
+    table.index.name = "component"
+    table.insert(0, "weight", ds["weights"].values)
+    click.echo(table.to_string(float_format="{:.6g}".format, max_cols=10))
+
+
+def _model_and_samples(
+    model: str, store: str, array: str | None, variables: str | None, missing: str
+) -> tuple[Any, Samples]:
+    from daskgmm.estimators.gaussian import load
+
+    gm = load(model).set_params(missing=missing)
+    if array is None and variables is None and hasattr(gm, "feature_names_in_"):
+        variables = ",".join(gm.feature_names_in_)
+    samples = samples_in(store, array, variables, missing)
+    gm._open(samples)  # do its features fit the model?
+    return gm, samples
