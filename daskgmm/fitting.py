@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import numpy as np
 
+from daskgmm.caching import cached
 from daskgmm.data.blocks import Samples, of_numpy, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.loop import EM, EMState, Info
@@ -37,6 +39,7 @@ class Options:
     accelerate: bool
     subsample: int | None
     missing: str
+    persist: bool | Literal["auto"]
 
 
 OPTIONS = tuple(field.name for field in fields(Options))
@@ -70,6 +73,8 @@ def fit_mixture(
     MemoryError
         A block of the data does not fit in a worker's memory.
     """
+    check_memory(samples)
+    samples = cached(samples, options.persist)
     survey = survey_samples(samples, options, rng)
     frame = family.frame(survey.sample, survey.low, survey.high)
     _check_spread(samples, survey, options.n_components, family.reg_covar)
@@ -167,7 +172,6 @@ def survey_samples(samples: Samples, options: Options, rng: np.random.RandomStat
     ValueError
         No rows, fewer than components, a value or weight that is not finite: the first one is named.
     """
-    check_memory(samples)
     size = options.subsample or (samples.n if samples.in_memory else _FRAME_ROWS)
     survey = merge(gather(samples, survey_block, draw(samples, size, rng)))
     if survey.bad_weight is not None:

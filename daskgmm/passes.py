@@ -52,13 +52,13 @@ def gather(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) -
     own : sequence, optional
         One small argument a block.
     """
-    graph, keys = _map(samples, kernel, own)
+    graph, keys = tasks(samples, kernel, own)
     return list(_get(samples)(graph, keys))
 
 
 def total(samples: Samples, kernel: Kernel) -> Any:
     """Results of all blocks, tuples of summands, added up in a tree."""
-    graph, keys = _map(samples, kernel, None)
+    graph, keys = tasks(samples, kernel, None)
     token = uuid.uuid4().hex
     level = 0
     while len(keys) > 1:
@@ -106,7 +106,7 @@ def rows(samples: Samples, kernel: Kernel, dtype: npt.DTypeLike, extra: tuple[in
         if samples.graph
         else list(samples.blocks)
     )
-    graph, keys = _map(replace(samples, blocks=tuple(units)), partial(_box, kernel), None)
+    graph, keys = tasks(replace(samples, blocks=tuple(units)), partial(_box, kernel), None)
     edges = [
         sorted({s.start for s in axis} | {s.stop for s in axis})
         for axis in zip(*(unit.region for unit in units), strict=True)
@@ -180,15 +180,17 @@ def assemble(block: Block, result: npt.NDArray[np.generic]) -> npt.NDArray[np.ge
     return out
 
 
-def _map(samples: Samples, kernel: Kernel, own: Sequence[Any] | None) -> tuple[dict[Any, Any], list[Any]]:
+def tasks(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) -> tuple[dict[Any, Any], list[Any]]:
+    """A graph with a task for each block, and their keys in order."""
     name = f"daskgmm-pass-{uuid.uuid4().hex}"
-    graph: dict[Any, Any] = dict(samples.graph)
+    graph: dict[Any, Any] = dict(samples.kept or samples.graph)
     # One node each for what all tasks share: it travels to a worker once, and has a lineage.
     graph[kernel_key := f"{name}-kernel"] = (_identity, [kernel])
     graph[source_key := f"{name}-source"] = (_identity, [samples.source if not samples.graph else None])
     keys = []
     for i, block in enumerate(samples.blocks):
-        chunks = [list(region_keys) for region_keys in block.keys] or None
+        kept = samples.kept[i][0] if samples.kept else None
+        chunks = None if samples.kept else [list(region_keys) for region_keys in block.keys] or None
         graph[key := (name, i)] = (
             _run,
             kernel_key,
@@ -196,6 +198,7 @@ def _map(samples: Samples, kernel: Kernel, own: Sequence[Any] | None) -> tuple[d
             replace(block, keys=()),
             chunks,
             samples.source.weight is not None,
+            kept,
             *([] if own is None else [[own[i]]]),
         )
         keys.append(key)
@@ -207,10 +210,17 @@ def _identity(boxed: list[Any]) -> Any:
 
 
 def _run(
-    kernel: Kernel, source: Source | None, block: Block, chunks: Any, weighted: bool, own: Sequence[Any] = ()
+    kernel: Kernel,
+    source: Source | None,
+    block: Block,
+    chunks: Any,
+    weighted: bool,
+    kept: Sequence[Rows] | None,
+    own: Sequence[Any] = (),
 ) -> Any:
+    pieces = _pieces(source, block, chunks, weighted) if kept is None else iter(kept)
     with single_blas():
-        return kernel(block, _pieces(source, block, chunks, weighted), *own)
+        return kernel(block, pieces, *own)
 
 
 def _pieces(source: Source | None, block: Block, chunks: Any, weighted: bool) -> Iterator[Rows]:
@@ -233,7 +243,7 @@ def _get(samples: Samples) -> Callable[[dict[Any, Any], Any], Any]:
     return dask.base.get_scheduler(scheduler=_scheduler(samples)) or dask.threaded.get
 
 
-def _client() -> Any:
+def active_client() -> Any:
     """The active distributed client, if there is one."""
     if "distributed" not in sys.modules:
         return None
@@ -244,12 +254,12 @@ def _client() -> Any:
 
 def _scheduler(samples: Samples) -> str | None:
     """With a client, its workers; data that live in this process stay with its threads."""
-    return "threads" if samples.in_memory and _client() is not None else None
+    return "threads" if samples.in_memory and active_client() is not None else None
 
 
 def _limits(samples: Samples) -> tuple[float, int]:
     """Memory limit in bytes and threads of the smallest worker; of this process without a cluster."""
-    client = _client()
+    client = active_client()
     if client is None or samples.in_memory:
         from dask.system import CPU_COUNT
         from distributed.system import MEMORY_LIMIT

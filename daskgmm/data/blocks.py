@@ -81,6 +81,7 @@ class Samples:
     coords: Mapping[Any, Any] | None = None  # of the samples, where they come from xarray
     region_bytes: int = 0  # at most, of one read; decoded
     graph: Mapping[Any, Any] = field(default_factory=dict)  # of dask arrays, in place of the source
+    kept: tuple[tuple[Any, Any], ...] = ()  # of each block, in place of both: a key, and the future of its pieces
 
     @property
     def n(self) -> int:
@@ -198,7 +199,7 @@ def of_numpy(
         shape,
         n_features,
         np.result_type(*arrays),
-        regular_blocks(shape, n_features, (1, *shape[1:]), values=_MEMORY_VALUES),
+        regular_blocks(shape, n_features, (1, *shape[1:]), values=min(BLOCK_VALUES, _MEMORY_VALUES)),
         Source(tuple(arrays), None if weight is None else np.asarray(weight)),
         in_memory=True,
     )

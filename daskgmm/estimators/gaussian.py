@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,9 @@ class GaussianMixture(BaseMixture):
         What to do with rows that hold a NaN or an infinity: refuse them, naming the first; or leave them out of the
         fit and label them -1 (NaN where the result is a float). "fill" refuses them too, but reads chunks that
         a Zarr store lacks as its fill value.
+    persist : bool or "auto", default="auto"
+        Keep the decoded rows in the workers' memory (of this process without a client), so that a store is read once:
+        "auto": where they fit there; False: read it in each pass.
     callbacks : sequence of callable, default=()
         Each is called after each pass with a `daskgmm.Info`.
 
@@ -117,6 +120,7 @@ class GaussianMixture(BaseMixture):
         "accelerate": ["boolean"],
         "subsample": [Interval(Integral, 1, None, closed="left"), None],
         "missing": [StrOptions({"raise", "drop", "fill"})],
+        "persist": ["boolean", StrOptions({"auto"})],
         "callbacks": ["array-like"],
     }
 
@@ -140,6 +144,7 @@ class GaussianMixture(BaseMixture):
         accelerate: bool = True,
         subsample: int | None = 100_000,
         missing: str = "raise",
+        persist: bool | Literal["auto"] = "auto",
         callbacks: Sequence[Callable[[Info], None]] = (),
     ) -> None:
         self.n_components = n_components
@@ -159,6 +164,7 @@ class GaussianMixture(BaseMixture):
         self.accelerate = accelerate
         self.subsample = subsample
         self.missing = missing
+        self.persist = persist
         self.callbacks = callbacks
 
     def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:

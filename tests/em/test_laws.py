@@ -27,9 +27,9 @@ Array = npt.NDArray[np.float64]
 every_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
 
 
-def statistics(pieces: Any, frame: Frame, models: Sequence[Any], dtype: Any = np.dtype(np.float64)) -> list[Stats]:
+def statistics(pieces: Any, frame: Frame, models: Sequence[Any], *dtype: Any) -> list[Stats]:
     """As those of a pass over one block."""
-    stats = block_statistics(pieces, frame, models, dtype)
+    stats = block_statistics(pieces, frame, models, *dtype)
     return [completed(s, m) for s, m in zip(stats, models, strict=True)]
 
 
