@@ -33,7 +33,7 @@ def run(
     echo: Callable[[str], None],
     *,
     workers: int = 2,
-    memory_limit: str = "256MiB",
+    memory_limit: str = "384MiB",
     photographs: Photographs | None = None,
 ) -> None:
     """Build the stores, fit, label and draw; say what was done, in figures.

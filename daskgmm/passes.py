@@ -30,13 +30,13 @@ from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, Frame
 
 _FAN_IN = 8
-# Of a worker's memory limit: what a bare worker holds once the kernel is imported (measured: 62 MiB of Dask,
-# and NumPy, SciPy and Zarr), and the share above which Dask begins to spill and to pause.
-_WORKER_BASE = 140 * 2**20
+# Of a worker's memory limit: what a bare worker holds once the kernel is loaded (measured: 62 MiB of Dask, with NumPy,
+# SciPy, Zarr and Numba 201, with xarray 234), and the share above which Dask begins to spill and to pause.
+_WORKER_BASE = 240 * 2**20
 _WORKER_USABLE = 0.8
 # While a region is decoded, storage holds its compressed bytes, its chunks and the joined result at once.
 _COPIES = 3
-_WORKSPACE = 24 * 2**20  # a tile: φ, responsibilities and their temporaries
+_WORKSPACE = 8 * 2**20  # a strip of rows in double precision, a tile's φ and responsibilities, and the sums
 
 Kernel = Callable[..., Any]  # (block, pieces, …) -> a small result
 

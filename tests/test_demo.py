@@ -121,7 +121,7 @@ def test_it_says_what_it_did_in_figures(demo, corner):
     assert f"{corner.n_pixels:,} pixels" in said
     assert re.search(r"[\d,]+ rows/s", said)
     assert re.search(
-        r"Peak memory: \d+ MiB in the driver \(this process\); \d+ MiB in the workers, of 256 MiB each", said
+        r"Peak memory: \d+ MiB in the driver \(this process\); \d+ MiB in the workers, of 384 MiB each", said
     )
     assert "none was paused or killed" in said
 

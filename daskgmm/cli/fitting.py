@@ -55,6 +55,11 @@ covariance_option = click.option(
     "--subsample", type=click.IntRange(0), default=100_000, show_default=True, help="Rows to start on; 0: all."
 )
 @click.option("--seed", "random_state", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--persist/--stream",
+    default=None,
+    help="Keep the decoded rows in the workers' memory, or read them in each pass.  [default: keep them if they fit]",
+)
 @missing_option
 @input_options
 @where_options
@@ -72,6 +77,7 @@ def fit(
     workers: int | None,
     memory_limit: str,
     subsample: int,
+    persist: bool | None,
     **options: Any,
 ) -> None:
     """Fit a mixture to STORE and write the model.
@@ -84,7 +90,9 @@ def fit(
     from daskgmm.estimators.gaussian import GaussianMixture
 
     check_free(output, overwrite)
-    gm = GaussianMixture(subsample=subsample or None, verbose=2, **options)
+    gm = GaussianMixture(
+        subsample=subsample or None, persist="auto" if persist is None else persist, verbose=2, **options
+    )
     samples = samples_in(store, array, variables, gm.missing)
     begin = time.perf_counter()
     with workers_for(scheduler, workers, memory_limit):
