@@ -29,7 +29,7 @@ class Output:
 
     name: str
     long_name: str
-    of: Callable[[npt.NDArray[np.float64]], npt.NDArray[Any]]  # log joint (n, k) -> (n,) or (n, k)
+    of: Callable[[npt.NDArray[np.float64]], npt.NDArray[Any]]  # log joint (k, n) -> (n,) or (n, k)
     dtype: type
     absent: float  # where a sample is missing
     per_component: bool = False

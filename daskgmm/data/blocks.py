@@ -21,7 +21,7 @@ from daskgmm.families.frame import Array
 Region = tuple[slice, ...]
 
 BLOCK_VALUES = 2**21  # 16 MiB as float64: 50 to 500 ms of work, beside some 3 ms that a task costs
-_MEMORY_VALUES = 2**18  # in this process a task costs 0.1 ms, and a sample should be shared among the cores
+_MEMORY_BLOCKS = 16  # in this process, where a task costs 0.4 ms; a sample too should be shared among the cores
 _MAX_BLOCKS = 4096  # of a large store: one scheduler hands out some 400 tasks a second
 _REGION_VALUES = 2**19  # 4 MiB as float64
 
@@ -195,11 +195,12 @@ def of_numpy(
     """Samples in this process's memory."""
     check_extent(shape, n_features)
     weight = weights_of(weight, shape)
+    values = max(_REGION_VALUES // 8, math.prod(shape) * n_features // _MEMORY_BLOCKS)
     return Samples(
         shape,
         n_features,
         np.result_type(*arrays),
-        regular_blocks(shape, n_features, (1, *shape[1:]), values=min(BLOCK_VALUES, _MEMORY_VALUES)),
+        regular_blocks(shape, n_features, (1, *shape[1:]), values=min(BLOCK_VALUES, values)),
         Source(tuple(arrays), None if weight is None else np.asarray(weight)),
         in_memory=True,
     )

@@ -1,9 +1,10 @@
 """The compiled loops over rows: tiles of them to responsibilities, and those to moments.
 
 A tile is small enough that φ stays in cache, and has its features first, so that each of φ's rows is one contiguous
-vector operation; responsibilities have their rows first: of the layouts, BLAS multiplies these two fastest where there
-are few components (measured: 131 against 180 ns a row with 16 features and 16 components). All of it runs without
-Python's lock, so that one thread can read while another computes.
+vector operation. So have responsibilities their components, but where BLAS multiplies them faster the other way round
+(measured: 131 against 180 ns a row with 16 features and 16 components). All of it runs without Python's lock, so that
+one thread can read while another computes. Numba caches what it compiled by the file that it stands in: whoever changes
+`softmax` saves this file too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from daskgmm.em.softmax import compiled, soften
+from daskgmm.em.softmax import compiled, soften, soften_rows
 
 _FEW = 64  # rows that are multiplied model by model, which gives each the bits that it has alone
 
@@ -27,7 +28,7 @@ def workspace(tile: int, d: int, p: int, k: int, dtype: Any) -> tuple[Any, ...]:
         np.empty(tile * k, dtype),
         np.empty((p, k), dtype),
         np.empty((2, tile * d), dtype),
-        np.empty((1, tile), dtype),
+        np.empty((2, tile), dtype),
     )
 
 
@@ -43,6 +44,7 @@ def accumulate(
     ends: Any,  # (models,) where each model's components end
     direct: tuple[Any, ...],  # columns (m,), means, transposed factors, constants, centres, step
     tile: int,  # rows
+    rows_first: bool,  # in the responsibilities, where there are no direct components
     floor: Any,  # of log γ
     least: float,  # γ that counts
     room: tuple[Any, ...],  # from `workspace`
@@ -67,22 +69,24 @@ def accumulate(
         phi[0] = 1
         z = phi[1 : d + 1]
         _frame(rows, shift, matrix, deviations[0, : d * n].reshape(d, n), z)
-        log_joint = joint_buffer[: n * k].reshape(n, k)
         loose = len(columns) < k
         if loose:
             _multiply(phi, d, products)
-            if n < _FEW:
-                _by_model(phi.T, theta, ends, log_joint)
-            else:
-                np.dot(phi.T, theta, log_joint)
+        if rows_first and n >= _FEW:
+            log_joint = joint_buffer[: n * k].reshape(n, k)
+            np.dot(phi.T, theta, log_joint)
+            soften_rows(log_joint, ends, w, floor, log_likelihoods)
+            np.dot(phi, log_joint, product)
+            moments += product
+            continue
+        log_joint = joint_buffer[: k * n].reshape(k, n)
+        if loose:
+            _joint(phi, theta, ends, log_joint)
         if len(columns):
             _distances(z, columns, means, transposed, constants, step, deviations, vectors, log_joint)
-        soften(log_joint, ends, w, floor, log_likelihoods)
+        soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods)
         if loose:
-            if n < _FEW:
-                _by_model(phi, log_joint, ends, product)
-            else:
-                np.dot(phi, log_joint, product)
+            _moments(phi, log_joint, ends, product)
             moments += product
         if len(columns):
             _moments_about(z, columns, centres, transposed, log_joint, least, deviations, vectors, nearby)
@@ -93,9 +97,9 @@ def accumulate(
 
 @compiled
 def log_joint(x: Any, means: Any, transposed: Any, constants: Any, step: int) -> Any:
-    """log weight + log p(x | k) of some rows (n, d), from their distances to the means: (n, k)."""
-    found = np.empty((len(x), len(means)))
-    room, vectors = np.empty((2, x.size)), np.empty((1, len(x)))
+    """log weight + log p(x | k) of some rows (n, d), from their distances to the means: (k, n)."""
+    found = np.empty((len(means), len(x)))
+    room, vectors = np.empty((2, x.size)), np.empty((2, len(x)))
     columns = np.arange(len(means))
     _distances(np.ascontiguousarray(x.T), columns, means, transposed, constants, step, room, vectors, found)
     return found
@@ -139,11 +143,26 @@ def _frame(x: Any, shift: Any, matrix: Any, deviation: Any, z: Any) -> None:
 
 
 @compiled
-def _by_model(left: Any, right: Any, ends: Any, out: Any) -> None:
-    """left (·, ·) @ right (·, k), model by model."""
+def _joint(phi: Any, theta: Any, ends: Any, log_joint: Any) -> None:
+    """θᵀ φ: (k, n)."""
+    if phi.shape[1] >= _FEW:
+        np.dot(theta.T, phi, log_joint)
+        return
     first = 0
     for last in ends:
-        out[:, first:last] = np.dot(left, np.ascontiguousarray(right[:, first:last]))
+        np.dot(np.ascontiguousarray(theta[:, first:last]).T, phi, log_joint[first:last])
+        first = last
+
+
+@compiled
+def _moments(phi: Any, resp: Any, ends: Any, product: Any) -> None:
+    """φ γᵀ: (p, k)."""
+    if phi.shape[1] >= _FEW:
+        np.dot(phi, resp.T, product)
+        return
+    first = 0
+    for last in ends:
+        product[:, first:last] = np.dot(phi, resp[first:last].T)
         first = last
 
 
@@ -210,7 +229,7 @@ def _distances(
             for r in range(n):
                 distance[r] += y[i, r] * y[i, r]
         for r in range(n):
-            log_joint[r, columns[c]] = constants[c] - half * distance[r]
+            log_joint[columns[c], r] = constants[c] - half * distance[r]
 
 
 @compiled
@@ -234,7 +253,7 @@ def _moments_about(
     for c in range(len(columns)):
         m = 0
         for r in range(n):
-            gamma = resp[r, columns[c]]
+            gamma = resp[columns[c], r]
             if gamma > least:
                 root = math.sqrt(gamma)
                 for i in range(d):

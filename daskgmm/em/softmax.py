@@ -14,8 +14,11 @@ from numba.extending import overload
 
 # Sums may be taken in any order, but NaN and infinity keep their meaning.
 compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+# For what picks one of several values: by vectors only where NaN need not win, which stays among the values.
+careless = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "nnan"})
 
 _GROUP = 1024  # values that are worked on at a time, to stay in the first-level cache
+_ROWS = 256  # the same, where components come first: long vectors matter more
 # 1/13!, 1/12!, … 1: the Taylor series of exp on ±½ log 2 is exact to rounding; with 7 terms, in single precision.
 _SERIES = tuple(1 / math.factorial(i) for i in range(13, -1, -1))
 _SERIES_32 = tuple(np.float32(1 / math.factorial(i)) for i in range(6, -1, -1))
@@ -54,8 +57,46 @@ def _exp(x: Any) -> Any:
 
 
 @compiled
-def soften(log_joint: Any, ends: Any, weights: Any, floor: Any, log_likelihoods: Any) -> None:
-    """Turn log_joint (n, k) into weighted responsibilities, in place, and add up each model's log-likelihood."""
+def soften(log_joint: Any, ends: Any, weights: Any, floor: Any, tops: Any, totals: Any, log_likelihoods: Any) -> None:
+    """Turn log_joint (k, n) into weighted responsibilities, in place, and add up each model's log-likelihood.
+
+    ``tops`` and ``totals`` (n,) are room to work in.
+    """
+    n = log_joint.shape[1]
+    for start in range(0, n, _ROWS):
+        stop = min(start + _ROWS, n)
+        top, total = tops[start:stop], totals[start:stop]
+        first = 0
+        for m in range(len(ends)):
+            _exponentials(log_joint[first : ends[m], start:stop], floor, top, total)
+            if len(weights):
+                for r in range(stop - start):
+                    weight = weights[start + r]
+                    log_likelihoods[m] += weight * (top[r] + math.log(total[r]))
+                    total[r] = weight / total[r]
+            else:
+                log_likelihoods[m] += top.sum() + _sum_of_logs(total)
+                _invert(total)
+            for j in range(first, ends[m]):
+                _scale(log_joint[j, start:stop], total)
+            first = ends[m]
+
+
+@compiled
+def normalize(log_joint: Any, log_densities: Any) -> None:
+    """Turn log_joint (k, n) into responsibilities, in place, and fill in the log densities (n,)."""
+    totals = np.empty(log_joint.shape[1])
+    _exponentials(log_joint, -300.0, log_densities, totals)
+    for r in range(len(totals)):
+        log_densities[r] += math.log(totals[r])
+    _invert(totals)
+    for j in range(len(log_joint)):
+        _scale(log_joint[j], totals)
+
+
+@compiled
+def soften_rows(log_joint: Any, ends: Any, weights: Any, floor: Any, log_likelihoods: Any) -> None:
+    """As `soften`, of log_joint (n, k)."""
     n, k = log_joint.shape
     one = log_joint.dtype.type(1)
     group = max(1, _GROUP // k)
@@ -93,7 +134,51 @@ def soften(log_joint: Any, ends: Any, weights: Any, floor: Any, log_likelihoods:
             first = ends[m]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "nnan"})
+@compiled
+def _exponentials(log_joint: Any, floor: Any, tops: Any, totals: Any) -> None:
+    """Exponentials of log_joint (k, n) less the largest value of each column, in place; those values and the sums."""
+    tops[:] = log_joint[0]
+    for j in range(1, len(log_joint)):
+        _raise_to(tops, log_joint[j])
+    totals[:] = 0
+    for j in range(len(log_joint)):
+        _exponential(log_joint[j], tops, floor, totals)
+
+
+@compiled
+def _exponential(values: Any, tops: Any, floor: Any, totals: Any) -> None:
+    for r in range(len(values)):
+        values[r] = exp(max(values[r] - tops[r], floor))
+    for r in range(len(values)):
+        totals[r] += values[r]
+
+
+@compiled
+def _sum_of_logs(values: Any) -> float:
+    """As the log of products, which costs less; of 32 values below 2^32, they cannot overflow."""
+    found = 0.0
+    for start in range(0, len(values), 32):
+        product = 1.0
+        for r in range(start, min(start + 32, len(values))):
+            product *= values[r]
+        found += math.log(product)
+    return found
+
+
+@compiled
+def _invert(values: Any) -> None:
+    one = values.dtype.type(1)
+    for r in range(len(values)):
+        values[r] = one / values[r]
+
+
+@compiled
+def _scale(values: Any, factors: Any) -> None:
+    for r in range(len(values)):
+        values[r] *= factors[r]
+
+
+@careless
 def _largest(row: Any) -> Any:
     """The largest value, by vectors; any of them where one is NaN, which stays in the row."""
     top = row[0]
@@ -102,10 +187,8 @@ def _largest(row: Any) -> Any:
     return top
 
 
-@compiled
-def normalize(log_joint: Any, log_densities: Any) -> None:
-    """Turn log_joint (n, k) into responsibilities, in place, and fill in the log densities (n,)."""
-    empty, end = np.empty(0), np.array([log_joint.shape[1]])
-    for r in range(len(log_joint)):
-        log_densities[r] = 0
-        soften(log_joint[r : r + 1], end, empty, -300.0, log_densities[r : r + 1])
+@careless
+def _raise_to(values: Any, others: Any) -> None:
+    """The larger of each two."""
+    for r in range(len(values)):
+        values[r] = max(values[r], others[r])

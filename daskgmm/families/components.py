@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Self
 
 import numpy as np
@@ -25,6 +25,11 @@ _DIRECT_FEATURES = 32
 _COARSE = 0.1  # of a squared deviation, for the farthest row in the worst direction: most lose a thousandth of that
 _STRICT = 1e-8  # share of a variance that a moved mean may cost; another look is one pass, and rare
 _COUNT_FLOOR = 10 * _EPS  # as in scikit-learn, so that iterates agree: an empty component still has a mean
+
+
+@cache
+def _triangle(d: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    return np.triu_indices(d)
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ class DenseComponents(GaussianComponents):
 
     @property
     def products(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        return np.triu_indices(self.means.shape[1])
+        return _triangle(self.means.shape[1])
 
     @property
     def direct(self) -> npt.NDArray[np.bool_]:

@@ -216,7 +216,7 @@ def test_constrained_never_beats_freer(constrained: CovarianceModel, freer: Cova
     def explained(model: CovarianceModel) -> float:
         components = Gaussian(model).components(_start(model, x, k), Frame.identity(3))
         (log_joint,) = (found for _, found in log_joint_of(x, components))
-        return float(sum(log_joint[rows, i].sum() for i, rows in enumerate(groups)))
+        return float(sum(log_joint[i, rows].sum() for i, rows in enumerate(groups)))
 
     assert explained(constrained) <= explained(freer) + 1e-9 * len(x)
     assert constrained.n_parameters(k, 3) <= freer.n_parameters(k, 3)
