@@ -3,8 +3,10 @@
 A tile is small enough that φ stays in cache, and has its features first, so that each of φ's rows is one contiguous
 vector operation. So have responsibilities their components, but where BLAS multiplies them faster the other way round
 (measured: 131 against 180 ns a row with 16 features and 16 components). All of it runs without Python's lock, so that
-one thread can read while another computes. Numba caches what it compiled by the file that it stands in: whoever changes
-`softmax` saves this file too.
+one thread can read while another computes.
+
+Numba knows what it cached by the file that a function stands in, not by those that it calls: whoever changes `softmax`
+deletes the cache, ``rm daskgmm/em/__pycache__/*.nb?``.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def soften(log_joint: Any, ends: Any, weights: Any, floor: Any, tops: Any, total
         top, total = tops[start:stop], totals[start:stop]
         first = 0
         for m in range(len(ends)):
-            _exponentials(log_joint[first : ends[m], start:stop], floor, top, total)
+            _exponentials(log_joint, first, ends[m], start, floor, top, total)
             if len(weights):
                 for r in range(stop - start):
                     weight = weights[start + r]
@@ -86,7 +86,7 @@ def soften(log_joint: Any, ends: Any, weights: Any, floor: Any, tops: Any, total
 def normalize(log_joint: Any, log_densities: Any) -> None:
     """Turn log_joint (k, n) into responsibilities, in place, and fill in the log densities (n,)."""
     totals = np.empty(log_joint.shape[1])
-    _exponentials(log_joint, -300.0, log_densities, totals)
+    _exponentials(log_joint, 0, len(log_joint), 0, -300.0, log_densities, totals)
     for r in range(len(totals)):
         log_densities[r] += math.log(totals[r])
     _invert(totals)
@@ -135,14 +135,18 @@ def soften_rows(log_joint: Any, ends: Any, weights: Any, floor: Any, log_likelih
 
 
 @compiled
-def _exponentials(log_joint: Any, floor: Any, tops: Any, totals: Any) -> None:
-    """Exponentials of log_joint (k, n) less the largest value of each column, in place; those values and the sums."""
-    tops[:] = log_joint[0]
-    for j in range(1, len(log_joint)):
-        _raise_to(tops, log_joint[j])
+def _exponentials(log_joint: Any, first: int, last: int, start: int, floor: Any, tops: Any, totals: Any) -> None:
+    """Exponentials less the largest value of each column, in place; those values and the sums of the exponentials.
+
+    Of log_joint (k, n), the rows first to last, and as many columns from start on as there are ``tops``.
+    """
+    stop = start + len(tops)
+    tops[:] = log_joint[first, start:stop]  # rows one by one: Numba then knows that they are contiguous
+    for j in range(first + 1, last):
+        _raise_to(tops, log_joint[j, start:stop])
     totals[:] = 0
-    for j in range(len(log_joint)):
-        _exponential(log_joint[j], tops, floor, totals)
+    for j in range(first, last):
+        _exponential(log_joint[j, start:stop], tops, floor, totals)
 
 
 @compiled
