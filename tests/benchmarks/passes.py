@@ -1,0 +1,83 @@
+"""How many passes a fit takes to within 1e-4 a row of the best likelihood known, against plain EM from k-means.
+
+python tests/benchmarks/passes.py                       # ten problems, some five minutes
+python tests/benchmarks/passes.py --only 0,7 --limit 300
+
+A pass is n rows visited: EM on n / 8 rows of the sample counts as an eighth of one, for each model.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+from problems import PROBLEMS
+
+from daskgmm import GaussianMixture
+
+Array = npt.NDArray[np.float64]
+
+_WITHIN = 1e-4
+
+
+def plain(X: Array, k: int, limit: int, seed: int) -> tuple[Array, float]:
+    """Likelihoods of textbook EM from scikit-learn's k-means on all rows, and seconds."""
+    start = GaussianMixture(k, subsample=None, max_iter=0, random_state=seed).fit(X)
+    given = {"weights_init": start.weights_, "means_init": start.means_, "precisions_init": start.precisions_}
+    begin = time.perf_counter()
+    fit = GaussianMixture(k, accelerate=False, tol=0, max_iter=limit, **given).fit(X)
+    return np.array(fit.lower_bounds_), time.perf_counter() - begin
+
+
+def ours(X: Array, k: int, seed: int) -> tuple[Array, Array, float, float]:
+    """Likelihoods on all rows, passes until each, of these those on the sample, and seconds."""
+    begin = time.perf_counter()
+    fit = GaussianMixture(k, tol=1e-7, max_iter=200, random_state=seed).fit(X)
+    seconds = time.perf_counter() - begin
+    visited = np.cumsum([info.n_samples * info.n_models / len(X) for info in fit.history_])
+    on_data = np.array([info.stage == "data" for info in fit.history_])
+    bounds = np.array([info.lower_bound for info in fit.history_])
+    return bounds[on_data], visited[on_data], visited[~on_data].max(initial=0), seconds
+
+
+def first(bounds: Array, passes: Any, best: float) -> float:
+    """Passes until a likelihood is within reach of the best; infinity if none is."""
+    reached = bounds >= best - _WITHIN
+    return float(passes[np.argmax(reached)]) if reached.any() else np.inf
+
+
+@click.command()
+@click.option("--only", help="Numbers of problems, separated by commas.")
+@click.option("--limit", default=600, show_default=True, help="Passes of plain EM, at most.")
+@click.option("--seed", default=0, show_default=True)
+def main(only: str | None, limit: int, seed: int) -> None:
+    warnings.simplefilter("ignore")
+    click.echo(
+        "| problem | plain EM | ours | on the sample | times fewer | ours − plain, nats a row | seconds |"
+    )
+    click.echo("| --- | --- | --- | --- | --- | --- | --- |")
+    ratios = []
+    for i in map(int, only.split(",")) if only else range(len(PROBLEMS)):
+        problem = PROBLEMS[i]
+        X = problem.make()
+        theirs, their_seconds = plain(X, problem.n_components, limit, seed)
+        bounds, passes, sampled, seconds = ours(X, problem.n_components, seed)
+        best = max(theirs.max(), bounds.max())
+        slow, fast = first(theirs, np.arange(1, len(theirs) + 1), best), first(bounds, passes, best)
+        ratio = min(slow, limit) / fast
+        ratios.append(ratio)
+        click.echo(
+            f"| {problem.name}, {len(X):,} rows, K = {problem.n_components} "
+            f"| {slow if np.isfinite(slow) else f'never in {limit}'} | {fast:.1f} | {sampled:.1f} "
+            f"| {'> ' if np.isinf(slow) else ''}{ratio:.1f} | {bounds.max() - theirs.max():+.1e} "
+            f"| {seconds:.1f} of {their_seconds:.0f} |"
+        )
+    click.echo(f"\ngeometric mean: {np.exp(np.mean(np.log(ratios))):.1f} times fewer ('never' counted as {limit})")
+
+
+if __name__ == "__main__":
+    main()
