@@ -1,0 +1,151 @@
+"""The compiled kernel against NumPy and SciPy, and single precision against double."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import logsumexp, softmax
+
+from daskgmm import GaussianMixture
+from daskgmm.em.estep import completed, log_densities, statistics
+from daskgmm.em.loop import EMState, remaining
+from daskgmm.em.softmax import exp, soften, soften_rows
+from daskgmm.families.covariance import MODELS, CovarianceModel
+from daskgmm.families.frame import Frame
+from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.fitting import _rungs
+
+Array = npt.NDArray[np.float64]
+DOUBLE, SINGLE = np.dtype(np.float64), np.dtype(np.float32)
+
+every_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
+
+
+def _log_joint(n: int, k: int, scale: float, seed: int) -> Array:
+    return scale * np.random.default_rng(seed).standard_normal((k, n)) - 50
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 600),
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    scale=st.floats(0, 60),
+    weighted=st.booleans(),
+    single=st.booleans(),
+)
+def test_softmax_of_each_model(n: int, sizes: list[int], scale: float, weighted: bool, single: bool) -> None:
+    """Either way round: SciPy's softmax and logarithm of sums, model by model."""
+    dtype, tolerance, floor = (np.float32, 2e-6, np.float32(-60)) if single else (np.float64, 4e-15, -300.0)
+    found = _log_joint(n, sum(sizes), scale, n).astype(dtype)
+    ends = np.cumsum(sizes)
+    weights = np.linspace(0.5, 2, n) if weighted else np.empty(0)
+    w = weights if weighted else np.ones(n)
+    parts = np.split(found.astype(np.float64), ends[:-1])
+    resp = np.concatenate([w * softmax(part, axis=0) for part in parts])
+    bounds = [float(w @ logsumexp(part, axis=0)) for part in parts]
+    rows = found.T.copy(order="C")
+    first, second = np.zeros(len(sizes)), np.zeros(len(sizes))
+    soften(found, ends, weights, floor, np.empty(n, dtype), np.empty(n, dtype), first)
+    soften_rows(rows, ends, weights, floor, second)
+    for got, log_likelihoods in ((found, first), (rows.T, second)):
+        assert np.abs(got - resp).max() <= 40 * tolerance
+        assert log_likelihoods == pytest.approx(bounds, rel=40 * tolerance)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 300), k=st.integers(1, 30), scale=st.floats(0, 60))
+def test_log_densities_are_logarithms_of_sums(n: int, k: int, scale: float) -> None:
+    log_joint = _log_joint(n, k, scale, k)
+    expected = logsumexp(log_joint, axis=0)
+    assert log_densities(log_joint) == pytest.approx(expected, rel=1e-14)
+
+
+def test_exp_is_the_library_s() -> None:
+    """Where Numba is switched off."""
+    assert exp(-1.0) == np.exp(-1.0)
+
+
+@pytest.mark.parametrize("rows_first", [True, False])
+def test_not_a_number_stays_one(rows_first: bool) -> None:
+    """However fast the largest value of a column is found, what is no number must not turn into one."""
+    log_joint = np.zeros((20, 100))
+    log_joint[7, 41] = np.nan
+    found, ends, none = np.zeros(1), np.array([20]), np.empty(0)
+    if rows_first:
+        soften_rows(np.ascontiguousarray(log_joint.T), ends, none, -300.0, found)
+    else:
+        soften(log_joint, ends, none, -300.0, np.empty(100), np.empty(100), found)
+    assert np.isnan(found[0])
+
+
+def _mixture(model: CovarianceModel, d: int, k: int, n: int = 4000) -> tuple[Array, Frame, Any]:
+    rng = np.random.default_rng(0)
+    means = 2 * rng.standard_normal((k, d))
+    x = rng.standard_normal((n, d)) * rng.uniform(0.5, 2, d) + means[rng.integers(k, size=n)]
+    unit = np.ones((k, d)) if model.diagonal else np.array([np.eye(d)] * k)
+    frame = Gaussian(model).frame(x, x.min(axis=0), x.max(axis=0))
+    start = GaussianParameters(np.full(k, 1 / k), means - frame.shift, unit, unit.copy())
+    return x, frame, Gaussian(model).components(start, frame)
+
+
+@every_model
+@pytest.mark.parametrize(("d", "k"), [(2, 3), (16, 16), (16, 40), (35, 4)])
+@pytest.mark.parametrize("dtype", [DOUBLE, SINGLE], ids=str)
+def test_statistics_are_numpy_s(model: CovarianceModel, d: int, k: int, dtype: np.dtype[Any]) -> None:
+    """Whatever way a shape takes through the kernel: log-likelihood, counts, sums and squares, in each precision."""
+    x, frame, components = _mixture(model, d, k)
+    z = frame.apply(x)
+    factors = components.factors if components.factors.ndim == 3 else np.array([np.diag(f) for f in components.factors])
+    y = np.einsum("kij,kin->kjn", factors, z[None] - components.means[:, :, None])
+    log_joint = components.constants[:, None] - 0.5 * (y**2).sum(axis=1)
+    resp = softmax(log_joint, axis=0)
+    (found,) = statistics([(x, None)], frame, [components], dtype)
+    stats = completed(found, components)
+    tolerance = 1e-12 if dtype == DOUBLE else 1e-4
+    assert stats.log_likelihood == pytest.approx(logsumexp(log_joint, axis=0).sum(), rel=tolerance)
+    assert stats.moments[:, 0] == pytest.approx(resp.sum(axis=1), rel=20 * tolerance)
+    assert np.abs(stats.moments[:, 1 : 1 + d] - resp @ z.T).max() <= 20 * tolerance * np.abs(z).max() * len(x)
+    left, right = components.products
+    squares = (z[left] * z[right]).sum(axis=1)
+    assert stats.moments[:, 1 + d :].sum(axis=0) == pytest.approx(squares, rel=20 * tolerance, abs=tolerance * len(x))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.99])
+def test_what_remains_of_a_geometric_series_is_not_underrated(rate: float) -> None:
+    """By the largest of up to four steps, it may be overrated by three of them."""
+    bounds = np.cumsum(rate ** np.arange(30))
+    for n in (3, 5, 12):
+        exact = rate**n / (1 - rate)
+        assert 0.999 * exact <= remaining(EMState(None, lower_bounds=tuple(bounds[:n]))) <= 1.001 * exact / rate**3
+    assert remaining(EMState(None, lower_bounds=(1.0, 2.0))) == np.inf
+    assert remaining(EMState(None, lower_bounds=(1.0, 2.0, 3.0))) == np.inf
+
+
+def test_early_passes_in_single_precision_do_not_show_in_the_result() -> None:
+    """The fit ends with passes in double precision: what it reports of its parameters is what they score."""
+    rng = np.random.default_rng(3)
+    x = np.concatenate([rng.normal(size=(12_000, 3)), rng.normal(size=(12_000, 3)) * 0.3 + 2]).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = GaussianMixture(2, random_state=0, subsample=8000, tol=1e-6).fit(x)
+    exact = GaussianMixture(2, random_state=0, accelerate=False, subsample=None, tol=1e-10, max_iter=500).fit(x)
+    assert fit.score(x) >= fit.lower_bound_ - 1e-12
+    assert fit.lower_bound_ == pytest.approx(exact.lower_bound_, abs=2e-6)
+    assert fit.n_passes_ < exact.n_passes_
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(100, 10**12), n_sampled=st.integers(100, 10**6), k=st.integers(1, 100), p=st.integers(1, 10**6))
+def test_rungs_grow_fourfold_to_a_small_part_of_the_data(n: int, n_sampled: int, k: int, p: int) -> None:
+    n_sampled = min(n, n_sampled)
+    sizes = _rungs(n, n_sampled, k, p)
+    assert sizes[-1] == min(n_sampled, max(n // 8, 1000 * k))
+    assert all(4 * few <= more < 4 * few + 4 for few, more in pairwise(sizes))
+    assert sizes[0] >= min(sizes[-1], 1000 * k)
