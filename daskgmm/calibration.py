@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from daskgmm.blas import single_blas
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Samples, of_numpy, refusal, region_size
 from daskgmm.data.survey import survey_block
 from daskgmm.em.estep import Rows, completed, statistics
@@ -21,7 +22,7 @@ from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array, Frame
-from daskgmm.passes import _FAN_IN, EMPass, single_blas
+from daskgmm.passes import _FAN_IN, EMPass
 from daskgmm.planning import Rates
 from daskgmm.seeding import start
 

@@ -8,10 +8,9 @@ sums have the same bits wherever they were made.
 from __future__ import annotations
 
 import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial, reduce
 from operator import add
@@ -21,9 +20,9 @@ import dask.base
 import dask.threaded
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
-from daskgmm.data.blocks import Block, Samples, Source, whole
+from daskgmm.blas import single_blas
+from daskgmm.data.blocks import Block, Region, Samples, Source, whole
 from daskgmm.em.estep import Rows, completed, statistics
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
@@ -34,8 +33,9 @@ _FAN_IN = 8
 # SciPy, Zarr and Numba 201, with xarray 234), and the share above which Dask begins to spill and to pause.
 _WORKER_BASE = 240 * 2**20
 _WORKER_USABLE = 0.8
-# While a region is decoded, storage holds its compressed bytes, its chunks and the joined result at once.
-_COPIES = 3
+# While a region is decoded, storage holds its compressed bytes, its chunks and the joined result at once; the region
+# before it is worked on.
+_COPIES = 4
 _WORKSPACE = 8 * 2**20  # a strip of rows in double precision, a tile's φ and responsibilities, and the sums
 
 Kernel = Callable[..., Any]  # (block, pieces, …) -> a small result
@@ -224,14 +224,26 @@ def _run(
 
 
 def _pieces(source: Source | None, block: Block, chunks: Any, weighted: bool) -> Iterator[Rows]:
-    if source is not None and source.home is not None:
+    if source is None:
+        for region, arrays in zip(block.regions, chunks, strict=True):
+            *features, weight = arrays if weighted else (*arrays, None)
+            yield Source(tuple(features), weight).read(whole(len(region)))
+    elif source.home is None:
+        yield from map(source.read, block.regions)
+    else:
         source.home.check()
-    for i, region in enumerate(block.regions):
-        if source is not None:
-            yield source.read(region)
-        else:
-            *arrays, weight = chunks[i] if weighted else (*chunks[i], None)
-            yield Source(tuple(arrays), weight).read(whole(len(region)))
+        yield from _read_ahead(source, block.regions)
+
+
+def _read_ahead(source: Source, regions: Sequence[Region]) -> Iterator[Rows]:
+    """What is in each region; the next one is read and decoded while this one is worked on."""
+    with ThreadPoolExecutor(1, "daskgmm-read") as reader:
+        coming = reader.submit(source.read, regions[0])
+        for region in regions[1:]:
+            here = coming.result()
+            coming = reader.submit(source.read, region)
+            yield here
+        yield coming.result()
 
 
 def _add(summands: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
@@ -271,44 +283,3 @@ def _limits(samples: Samples) -> tuple[float, int]:
         return 0.0, 1
     worker = min(limits, key=lambda pair: pair[0])[1]
     return float(worker["memory_limit"]), int(worker["nthreads"])
-
-
-class _SingleBlas:
-    """Counts who wants BLAS on one thread: the limit is the process's, tasks come and go on its threads.
-
-    threadpoolctl lets one thread at a time change the limit. A thread of our own holds it from the first who
-    wants it to the last, whichever threads these are.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._unused = threading.Event()
-        self._holder = threading.Thread()
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            if self._users == 0:
-                self._unused, limited = threading.Event(), threading.Event()
-                self._holder = threading.Thread(target=_hold, args=(limited, self._unused), daemon=True)
-                self._holder.start()
-                limited.wait()
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    self._unused.set()
-                    self._holder.join()
-
-
-def _hold(limited: threading.Event, unused: threading.Event) -> None:
-    with threadpool_limits(limits=1, user_api="blas"):
-        limited.set()
-        unused.wait()
-
-
-single_blas = _SingleBlas()

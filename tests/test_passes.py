@@ -25,9 +25,10 @@ import daskgmm.caching
 import daskgmm.data.blocks
 import daskgmm.fitting
 from daskgmm import GaussianMixture
+from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Source, of_numpy
 from daskgmm.data.survey import draw
-from daskgmm.passes import gather, single_blas, total
+from daskgmm.passes import gather, total
 
 Array = npt.NDArray[np.float64]
 

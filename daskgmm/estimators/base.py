@@ -15,11 +15,11 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from daskgmm import prediction
+from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Samples
 from daskgmm.data.open import open_samples
 from daskgmm.em.loop import Info
 from daskgmm.families.base import Components
-from daskgmm.passes import single_blas
 from daskgmm.progress import ProgressBar
 
 

@@ -56,9 +56,7 @@ def first(bounds: Array, passes: Any, best: float) -> float:
 @click.option("--seed", default=0, show_default=True)
 def main(only: str | None, limit: int, seed: int) -> None:
     warnings.simplefilter("ignore")
-    click.echo(
-        "| problem | plain EM | ours | on the sample | times fewer | ours − plain, nats a row | seconds |"
-    )
+    click.echo("| problem | plain EM | ours | on the sample | times fewer | ours − plain, nats a row | seconds |")
     click.echo("| --- | --- | --- | --- | --- | --- | --- |")
     ratios = []
     for i in map(int, only.split(",")) if only else range(len(PROBLEMS)):

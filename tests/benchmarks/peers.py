@@ -20,12 +20,13 @@ import numpy.typing as npt
 import psutil
 import zarr
 
+from daskgmm.blas import single_blas
 from daskgmm.cluster import workers
 from daskgmm.data.blocks import Samples, of_numpy
 from daskgmm.data.open import open_samples
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
-from daskgmm.passes import EMPass, single_blas
+from daskgmm.passes import EMPass
 
 SHARD = 125_000  # rows; an eighth of them a chunk
 MEMORY = "1GiB"  # of a worker
