@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from daskgmm.data.blocks import Block, Samples, Source, regular_blocks
-from daskgmm.em.estep import Rows
+from daskgmm.em.estep import Rows, compile_prediction
 from daskgmm.families.base import Components
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.passes import assemble, check_memory, gather
@@ -68,6 +68,7 @@ def write_predictions(
     from daskgmm.data.write import prepare
 
     check_memory(samples)
+    compile_prediction(model)
     dims = samples.dims or (
         ("sample",) if len(samples.shape) == 1 else tuple(f"axis_{i}" for i in range(len(samples.shape)))
     )

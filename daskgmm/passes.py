@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Block, Region, Samples, Source, whole
-from daskgmm.em.estep import Rows, completed, statistics
+from daskgmm.em.estep import Rows, compile_statistics, completed, statistics
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, Frame
@@ -76,9 +76,13 @@ class EMPass:
         self.n = 0  # passes made
         self._samples = samples
         self._frame = frame
+        self._compiled: set[np.dtype[np.floating]] = set()
         self._scatter: dict[np.dtype[np.floating], Array] = {}  # of lean models: the same in each pass
 
     def __call__(self, models: Sequence[Components], dtype: np.dtype[np.floating]) -> list[Stats]:
+        if dtype not in self._compiled:
+            compile_statistics(self._frame, models, dtype)
+            self._compiled.add(dtype)
         self.n += 1
         known = self._scatter.get(dtype)
         kernel = partial(_statistics, frame=self._frame, models=tuple(models), dtype=dtype, pool=known is None)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from daskgmm.data.blocks import Block, Place, Samples, refusal
 from daskgmm.em.estep import (
     Rows,
+    compile_prediction,
     labels,
     log_certainties,
     log_densities,
@@ -49,6 +50,7 @@ def predict(samples: Samples, model: Components, output: Output, missing: str) -
     ValueError
         A value is not finite and ``missing`` is not "drop"; for lazy results, when they are computed.
     """
+    compile_prediction(model)
     kernel = partial(predict_block, model=model, outputs=(output,), missing=missing, place=samples.place)
     extra = (len(model.means),) if output.per_component else ()
     return rows(samples, partial(_only, kernel), output.dtype, extra)
@@ -62,6 +64,7 @@ def totals(samples: Samples, model: Components, outputs: tuple[Output, ...], mis
     ValueError
         No sample, or a value that is not finite and ``missing`` is not "drop".
     """
+    compile_prediction(model)
     kernel = partial(predict_block, model=model, outputs=outputs, missing=missing, place=samples.place)
     *sums, n = total(samples, partial(_sums, kernel))
     if n == 0:

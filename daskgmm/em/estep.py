@@ -165,6 +165,17 @@ def log_joint_of(x: npt.NDArray[np.generic], model: Components) -> Iterator[tupl
         yield at, kernel.log_joint(np.ascontiguousarray(x[at], dtype=np.float64), means, transposed, constants, step)
 
 
+def compile_statistics(frame: Frame, models: Sequence[Components], dtype: np.dtype[np.floating]) -> None:
+    """Have the kernel compiled and cached in this process, for workers to load: to compile takes 400 MiB."""
+    statistics([(np.zeros((1, len(frame.shift))), None)], frame, models, dtype)
+
+
+def compile_prediction(model: Components) -> None:
+    """The same, for what a model says of rows."""
+    for _, log_joint in log_joint_of(np.zeros((1, model.means.shape[1])), model):
+        log_densities(log_joint)
+
+
 def labels(log_joint: Array) -> npt.NDArray[np.intp]:
     """The likeliest component of each row: (n,)."""
     return log_joint.argmax(axis=0)
