@@ -50,16 +50,16 @@ class Setup:
         return max(4000, round(self.share * n))
 
     def compare(
-        self, what: str, ours: Timer, peer: Timer, asked: str, name: str = "", saving: bool = True, scale: float = 1.0
+        self, what: str, ours: Timer, peer: Timer, aim: str, name: str = "", saving: bool = True, scale: float = 1.0
     ) -> Row:
         """Paired runs; the ratio is peer / ours, or ours / peer of what is to cost little. ``scale``: of the peer."""
         try:
             pairs = [(ours(), scale * peer()) for _ in range(self.rounds)]
         except ImportError as error:
-            return what, seconds(ours()), f"{name}: {error.name} is not installed", "", asked
+            return what, seconds(ours()), f"{name}: {error.name} is not installed", "", aim
         ratio = median(theirs / own if saving else own / theirs for own, theirs in pairs)
         own, theirs = (median(times) for times in zip(*pairs, strict=True))
-        return what, seconds(own), f"{name} {seconds(theirs)}", f"{ratio:.2f}", asked
+        return what, seconds(own), f"{name} {seconds(theirs)}", f"{ratio:.2f}", aim
 
 
 def seconds(value: float) -> str:
@@ -72,15 +72,15 @@ def described(n: int, d: int, k: int) -> str:
 
 def compare_pass(setup: Setup) -> Iterator[Row]:
     problems = [(setup.rows(n), d, k) for n, d, k in SHAPES]
-    for shape, asked in zip(problems, ("1.5", "2", "2", "1.5"), strict=True):
+    for shape, aim in zip(problems, ("1.5", "2", "2", "1.5"), strict=True):
         X, start = mixture(*shape)
         ours, what = our_pass(in_memory(X), start), f"pass in float64, {described(*shape)}"
-        yield setup.compare(what, ours, partial(peers.onedal, X, start), asked, "oneDAL double")
-    for shape, asked in zip(problems, ("2.5", "4", "4", "2.5"), strict=True):
+        yield setup.compare(what, ours, partial(peers.onedal, X, start), aim, "oneDAL double")
+    for shape, aim in zip(problems, ("2.5", "4", "4", "2.5"), strict=True):
         X, start = mixture(*shape, np.float32)
         ours, what = our_pass(in_memory(X), start, dtype=np.float32), f"pass in float32, {described(*shape)}"
         for name, given in (("double", X.astype(np.float64)), ("float", X)):
-            yield setup.compare(what, ours, partial(peers.onedal, given, start), asked, f"oneDAL {name}")
+            yield setup.compare(what, ours, partial(peers.onedal, given, start), aim, f"oneDAL {name}")
 
 
 def compare_sklearn(setup: Setup) -> Iterator[Row]:
@@ -176,7 +176,7 @@ def patch_store(folder: Path, step: int) -> Path:
 
 
 class Reached(Exception):
-    """A fit is as good as was asked."""
+    """A fit is as good as was aim."""
 
 
 def fit_until(target: float, path: Path) -> tuple[float, float]:
@@ -235,7 +235,7 @@ def main(only: str, rounds: int, quick: bool, full: bool, share: float) -> None:
     if unknown := set(names) - set(SECTIONS):
         raise click.BadParameter(f"there is no section {', '.join(sorted(unknown))}", param_hint="--only")
     setup = Setup(rounds, share / 10 if quick else share, full)
-    for row in (("what", "ours", "peer", "ratio", "asked"), ("---",) * 5):
+    for row in (("what", "ours", "peer", "ratio", "aim"), ("---",) * 5):
         click.echo(f"| {' | '.join(row)} |")
     for name in names:
         for row in SECTIONS[name](setup):
