@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +44,8 @@ def workers(scheduler: str | None, n_workers: int | None, memory_limit: str) -> 
         with client:
             yield client
         return
+    # Workers import what this process does, even where the directory holds a daskgmm: they share its compiled kernel.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     cluster = SubprocessCluster(
         n_workers=n_workers or CPU_COUNT,
         threads_per_worker=1,
