@@ -19,7 +19,7 @@ from daskgmm.passes import EMPass, check_memory, gather
 from daskgmm.seeding import Start, centres, spread_candidates, start
 
 # The ladder of starts: short runs on the fewest rows, of which a quarter goes on to four times as many. With a fifth of
-# these rows, or with ten times more digits from them, the best of ten problems' optima was missed more often.
+# these rows, or with ten times more digits from them, the better optimum of nine problems was missed more often.
 _SHORT_RUNS, _GROWTH = 4, 4
 _ROWS_PER_COMPONENT, _ROWS_PER_PARAMETER = 1000, 20
 _LARGEST = 8  # of so many rows at most one is in the largest part

@@ -166,7 +166,7 @@ def log_joint_of(x: npt.NDArray[np.generic], model: Components) -> Iterator[tupl
 
 
 def compile_statistics(frame: Frame, models: Sequence[Components], dtype: np.dtype[np.floating]) -> None:
-    """Have the kernel compiled and cached in this process, for workers to load: to compile takes 400 MiB."""
+    """Have the kernel compiled and cached in this process, for workers to load: to compile took one over 365 MiB."""
     statistics([(np.zeros((1, len(frame.shift))), None)], frame, models, dtype)
 
 
