@@ -81,7 +81,7 @@ class EMPass:
 
     def __call__(self, models: Sequence[Components], dtype: np.dtype[np.floating]) -> list[Stats]:
         if dtype not in self._compiled:
-            compile_statistics(self._frame, models, dtype)
+            compile_statistics(self._frame, models, dtype, self._samples.dtype)
             self._compiled.add(dtype)
         self.n += 1
         known = self._scatter.get(dtype)

@@ -23,8 +23,9 @@ _TILE_VALUES = 40_000  # 320 kB, well inside a core's second-level cache (measur
 # Rows of a tile. Not a power of two, for which all rows of φ would share one place in the cache.
 _LARGEST_TILE = 1016
 # OpenBLAS multiplies matrices of up to 100³ multiplications without copying them first: up to 1.9 times faster here, if
-# the tile is not too small for that. From so many values a row on, responsibilities with the rows first gain from it.
-_SMALL_PRODUCT, _LEAST_SMALL, _ROWS_FIRST = 100**3, 72, 100
+# the tile is not too small for that, and of all widths fastest with 16 columns. From so many values a row on, φ is wide.
+_SMALL_PRODUCT, _LEAST_SMALL, _GROUP, _WIDE = 100**3, 72, 16, 100
+_LOOP = 256  # values that are subtracted in one loop
 # exp(-300) is nothing beside 1, and far from the denormals, which are 5 to 10 times slower to work with.
 _DOUBLE = np.dtype(np.float64)
 _LOG_FLOOR = {_DOUBLE: -300.0, np.dtype(np.float32): -60.0}
@@ -81,43 +82,50 @@ class _Sums:
         none = products[0][:0], products[1][:0]
         self.models = models
         self.ends = np.cumsum([len(model.means) for model in models])
-        self.columns = np.flatnonzero(np.concatenate([model.direct for model in models]))
+        direct = np.concatenate([model.direct for model in models])
+        self.columns = np.flatnonzero(direct)
         lean = models[0].lean
         theta = np.concatenate([model.theta for model in models])  # (Σk, 1 + d + q)
         theta = theta[:, : 1 + d] if lean else theta
         diagonal = models[0].factors.ndim == 2
         k, p = theta.shape
-        tile, small = _tile(d, 0) if len(self.columns) == k else _tile(p, k)
+        wide = p >= _WIDE
+        groups = _groups(self.ends, wide)
+        widest = int(np.diff(groups, prepend=0).max())
+        tile = _tile(d if len(self.columns) == k else p)
+        turn = np.empty((0, 0)) if frame.directions is None else frame.whitening.T
         self.arguments = (
-            frame.shift,
-            np.ascontiguousarray(frame.matrix.diagonal() if diagonal else frame.matrix, dtype=dtype),
+            np.tile(frame.shift, -(-_LOOP // d)),
+            np.tile(1 / frame.scale, -(-_LOOP // d)),
+            np.ascontiguousarray(turn, dtype=dtype),
             none if lean else products,
             products if lean and pool else none,
-            np.ascontiguousarray(theta.T, dtype=dtype),
+            np.concatenate([part.T.ravel() for part in np.split(theta, groups[:-1])]).astype(dtype),
+            groups,
             self.ends,
             (self.columns, *_direct(models, self.columns, dtype)),
+            direct,
+            np.concatenate([model.centres for model in models]).astype(dtype),
             tile,
-            small and p >= _ROWS_FIRST and not len(self.columns) and not lean,
+            wide,
+            wide and not diagonal and not lean,
             dtype.type(_LOG_FLOOR[dtype]),
             _LEAST_TIGHT if any(model.tight.any() for model in models) else _LEAST,
-            kernel.workspace(tile, d, p, k, dtype),
+            kernel.workspace(tile, d, p, k, widest, dtype),
         )
         self.n = 0
         self.log_likelihoods = np.zeros(len(models))
-        self.moments = np.zeros(theta.T.shape)  # (p, Σk)
-        self.nearby = np.zeros((len(self.columns), theta.shape[1]))
+        self.moments = np.zeros(theta.shape)  # (Σk, p)
         self.scatter = np.zeros(len(products[0]) if lean and pool else 0)
 
     def add(self, x: Array, weights: Array) -> None:
-        sums = self.log_likelihoods, self.moments, self.nearby, self.scatter
+        sums = self.log_likelihoods, self.moments, self.scatter
         self.n += kernel.accumulate(x, weights, *self.arguments, *sums)
 
     def stats(self) -> Iterator[Stats]:
-        moments = self.moments.T.copy()
-        moments[self.columns] = self.nearby
         starts = [0, *self.ends]
         for start, end, log_likelihood in zip(starts, self.ends, self.log_likelihoods, strict=False):
-            yield Stats(self.n, float(log_likelihood), moments[start:end], self.scatter)
+            yield Stats(self.n, float(log_likelihood), self.moments[start:end], self.scatter)
 
 
 def completed(stats: Stats, model: Components, scatter: Array | None = None) -> Stats:
@@ -160,14 +168,19 @@ def log_joint_of(x: npt.NDArray[np.generic], model: Components) -> Iterator[tupl
     Distances are taken to each component's own mean: exact for rows however far, seen before or not.
     """
     direct = _direct([model], np.arange(len(model.means)), _DOUBLE)
-    means, transposed, constants, _, step = direct
-    for at in _spans(len(x), _tile(x.shape[1], 0)[0]):
+    means, transposed, constants, step = direct
+    for at in _spans(len(x), _tile(x.shape[1])):
         yield at, kernel.log_joint(np.ascontiguousarray(x[at], dtype=np.float64), means, transposed, constants, step)
 
 
-def compile_statistics(frame: Frame, models: Sequence[Components], dtype: np.dtype[np.floating]) -> None:
-    """Have the kernel compiled and cached in this process, for workers to load: to compile took one over 365 MiB."""
-    statistics([(np.zeros((1, len(frame.shift))), None)], frame, models, dtype)
+def compile_statistics(
+    frame: Frame, models: Sequence[Components], dtype: np.dtype[np.floating], stored: np.dtype[Any] = _DOUBLE
+) -> None:
+    """Have the kernel compiled and cached in this process, for workers to load: to compile took one over 365 MiB.
+
+    For rows ``stored`` in some precision.
+    """
+    statistics([(np.zeros((1, len(frame.shift)), stored), None)], frame, models, dtype)
 
 
 def compile_prediction(model: Components) -> None:
@@ -211,44 +224,51 @@ def framed(pieces: Iterable[Rows], frame: Frame) -> Iterator[tuple[Array, Array 
 
 
 def strips(x: npt.NDArray[np.generic], weights: Array | None) -> Iterator[tuple[Array, Array]]:
-    """Some rows at a time, as double precision; the weights are empty where there are none.
+    """Some rows at a time, as double precision or, if x is so, single; the weights are empty where there are none.
 
     What is not so already is copied to the same place strip after strip.
     """
     rows = max(_LARGEST_TILE, _STRIP_VALUES // max(1, x.shape[1]))
-    ready = x.dtype == _DOUBLE and x.flags.c_contiguous
-    buffer, none = np.empty((0 if ready else min(rows, len(x)), x.shape[1])), np.empty(0)
+    dtype = np.dtype(np.float32) if x.dtype == np.float32 else _DOUBLE
+    ready = x.dtype == dtype and x.flags.carray  # for arrays that are read-only, all would be compiled once more
+    buffer, none = np.empty((0 if ready else min(rows, len(x)), x.shape[1]), dtype), np.empty(0)
     for at in _spans(len(x), rows):
         strip: Any = x[at]
         if not ready:
             strip = buffer[: len(strip)]
             strip[:] = x[at]
-        w = none if weights is None else np.ascontiguousarray(weights[at], dtype=np.float64)
+        w = none if weights is None else np.array(weights[at], dtype=np.float64)
         yield strip, w
 
 
 def _direct(
     models: Sequence[Components], columns: npt.NDArray[np.intp], dtype: np.dtype[np.floating]
-) -> tuple[Array, Array, Array, Array, int]:
-    """Means, Fᵀ, constants and centres of some components, and the step in which Fᵀ is multiplied."""
+) -> tuple[Array, Array, Array, int]:
+    """Means, Fᵀ and constants of some components, and the step in which Fᵀ is multiplied."""
     factors = np.concatenate([model.factors for model in models])[columns]
     triangular = factors.ndim == 3 and not np.tril(factors, -1).any()
-    means, constants, centres = (
+    means, constants = (
         np.concatenate([getattr(model, name) for model in models])[columns].astype(dtype)
-        for name in ("means", "constants", "centres")
+        for name in ("means", "constants")
     )
     transposed = np.ascontiguousarray(np.swapaxes(factors, 1, -1), dtype=dtype)
-    return means, transposed, constants, centres, _STEP if triangular else means.shape[1]
+    return means, transposed, constants, _STEP if triangular else means.shape[1]
 
 
-def _tile(p: int, k: int) -> tuple[int, bool]:
-    """Rows of a tile with p values a row, and whether BLAS multiplies it with (p, k) as a small matrix."""
-    rows = min(_TILE_VALUES // p, _LARGEST_TILE)
-    small = _SMALL_PRODUCT // max(1, p * k)
-    if small >= _LEAST_SMALL:
-        rows = min(rows, small)
+def _tile(p: int) -> int:
+    """Rows of a tile with p values a row."""
+    rows = min(_TILE_VALUES // p, _LARGEST_TILE, max(_SMALL_PRODUCT // (p * _GROUP), _LEAST_SMALL))
     rows = max(rows // 8 * 8, _LEAST_SMALL)
-    return rows - 8 * (rows & (rows - 1) == 0), small >= _LEAST_SMALL
+    return rows - 8 * (rows & (rows - 1) == 0)
+
+
+def _groups(ends: npt.NDArray[np.intp], wide: bool) -> npt.NDArray[np.intp]:
+    """Where groups of components end that φ is multiplied with at a time: all of a model, or some if φ is wide."""
+    found: list[int] = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        # A group of less than a quarter is better done with the one before it.
+        found += [*range(start + _GROUP, end - _GROUP // 4 + 1, _GROUP), end] if wide else [end]
+    return np.array(found)
 
 
 def _spans(n: int, rows: int) -> Iterator[slice]:

@@ -1,12 +1,12 @@
 """The compiled loops over rows: tiles of them to responsibilities, and those to moments.
 
 A tile is small enough that φ stays in cache, and has its features first, so that each of φ's rows is one contiguous
-vector operation. So have responsibilities their components, but where BLAS multiplies them faster the other way round
-(measured: 131 against 180 ns a row with 16 features and 16 components). All of it runs without Python's lock, so that
-one thread can read while another computes.
+vector operation; so have responsibilities their components. BLAS multiplies a wide φ faster the other way round, some
+components at a time (measured with 16 features: 61 + 6 ns a row to transpose, against 95, of 16 components; 4 times
+that against 345 of 64). All of it runs without Python's lock, so that one thread can read while another computes.
 
 Numba knows what it cached by the file that a function stands in, not by those that it calls: whoever changes `softmax`
-deletes the cache, ``rm daskgmm/em/__pycache__/*.nb?``.
+or `moments` deletes the cache, ``rm daskgmm/em/__pycache__/*.nb?``.
 """
 
 from __future__ import annotations
@@ -16,53 +16,75 @@ from typing import Any
 
 import numpy as np
 
-from daskgmm.em.softmax import compiled, soften, soften_rows
+from daskgmm.em.moments import hold, holders, multiply, pool, release, transpose
+from daskgmm.em.softmax import compiled, soften
 
-_FEW = 64  # rows that are multiplied model by model, which gives each the bits that it has alone
+_PAIR = 3  # what a row of a component costs, in squared features, where φ costs p a row and component (measured)
+_LINE = 64  # bytes of a cache line
+_HELD_VALUES, _LEAST_HELD, _MOST_HELD = 2**17, 8, 128  # 1 MiB of rows that are held; of one component
 
 
-def workspace(tile: int, d: int, p: int, k: int, dtype: Any) -> tuple[Any, ...]:
+def workspace(tile: int, d: int, p: int, k: int, widest: int, dtype: Any) -> tuple[Any, ...]:
     """Room for `accumulate` to work in, made once: where memory is returned at once, it is dear to come by."""
+    many = min(max(_HELD_VALUES // (k * d), _LEAST_HELD), _MOST_HELD)
     return (
-        np.empty((tile, d)),
-        np.empty(tile),
-        np.empty(p * tile, dtype),
-        np.empty(tile * k, dtype),
-        np.empty((p, k), dtype),
-        np.empty((2, tile * d), dtype),
-        np.empty((2, tile), dtype),
+        _aligned((tile, d), dtype),
+        _aligned((tile,), np.float64),
+        _aligned((p * tile,), dtype),
+        _aligned((k * tile,), dtype),
+        _aligned((tile * widest,), dtype),
+        _aligned((max(p * widest, d * d),), dtype),
+        _aligned((2, tile * d), dtype),
+        _aligned((3, tile), dtype),
+        _aligned((k, many, d), dtype),
+        _aligned((k, many), dtype),
+        np.zeros(k, np.intp),
     )
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array that starts with a cache line, as the longest vectors then do, too."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(size + _LINE, np.uint8)
+    start = -room.ctypes.data % _LINE
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 @compiled
 def accumulate(
-    x: Any,  # (n, d) float64
+    x: Any,  # (n, d) float64 or float32
     weights: Any,  # (n,) float64, or empty: all 1
-    shift: Any,  # (d,) of the frame
-    matrix: Any,  # (d, d) of the frame, or its diagonal; in the precision of the tiles
+    shift: Any,  # of the frame, for several rows: (rows · d,)
+    units: Any,  # 1 / scale of the frame, the same way
+    turn: Any,  # (d, d) the frame's whitening, transposed, in the precision of the tiles; or (0, 0): none
     products: Any,  # of φ: left (q,), right (q,)
     pooled: Any,  # the products that are summed over all components at once
-    theta: Any,  # (p, k), p > d, of all models side by side, in that precision
+    theta: Any,  # (p, g) of each group of components, one after another, p > d, in that precision
+    groups: Any,  # where each group ends: some components of one model, which so gets the bits that it has alone
     ends: Any,  # (models,) where each model's components end
-    direct: tuple[Any, ...],  # columns (m,), means, transposed factors, constants, centres, step
+    direct: tuple[Any, ...],  # columns (m,), means, transposed factors, constants, step
+    own: Any,  # (k,) whose moments are always summed over their own rows: those of the direct components
+    centres: Any,  # (k, d) that these are about
     tile: int,  # rows
-    rows_first: bool,  # in the responsibilities, where there are no direct components
+    wide: bool,  # is φ multiplied with its rows first?
+    sparse: bool,  # may moments be summed over the rows that a component really holds?
     floor: Any,  # of log γ
     least: float,  # γ that counts
     room: tuple[Any, ...],  # from `workspace`
     log_likelihoods: Any,  # (models,) the sums to add to
-    moments: Any,  # (p, k)
-    nearby: Any,  # (m, p) moments of the direct components
+    moments: Any,  # (k, p)
     scatter: Any,  # (pooled,)
 ) -> int:
     """Add the statistics of some rows to the sums; returns how many rows were finite and weighed something."""
     d = x.shape[1]
-    p, k = theta.shape
-    columns, means, transposed, constants, centres, step = direct
-    row_buffer, weight_buffer, phi_buffer, joint_buffer, product, deviations, vectors = room
+    k, p = moments.shape
+    columns, means, transposed, constants, step = direct
+    row_buffer, weight_buffer, phi_buffer, joint_buffer, side, product, deviations, vectors, held, roots, many = room
+    loose, diagonal = len(columns) < k, transposed.ndim == 2
     used = 0
     for start in range(0, len(x), tile):
-        rows, w = _usable(x[start : start + tile], weights[start : start + tile], row_buffer, weight_buffer)
+        stop = start + tile
+        rows, w = _deviations(x[start:stop], weights[start:stop], shift, units, row_buffer, weight_buffer)
         n = len(rows)
         if n == 0:
             continue
@@ -70,30 +92,67 @@ def accumulate(
         phi = phi_buffer[: p * n].reshape(p, n)
         phi[0] = 1
         z = phi[1 : d + 1]
-        _frame(rows, shift, matrix, deviations[0, : d * n].reshape(d, n), z)
-        loose = len(columns) < k
-        if loose:
-            _multiply(phi, d, products)
-        if rows_first and n >= _FEW:
-            log_joint = joint_buffer[: n * k].reshape(n, k)
-            np.dot(phi.T, theta, log_joint)
-            soften_rows(log_joint, ends, w, floor, log_likelihoods)
-            np.dot(phi, log_joint, product)
-            moments += product
-            continue
+        if len(turn):
+            np.dot(turn.T, rows.T, z)
+        else:
+            transpose(rows, z)
         log_joint = joint_buffer[: k * n].reshape(k, n)
         if loose:
-            _joint(phi, theta, ends, log_joint)
+            _multiply(phi, d, products)
+            _joint(phi, theta, groups, wide, side, log_joint)
         if len(columns):
             _distances(z, columns, means, transposed, constants, step, deviations, vectors, log_joint)
         soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods)
-        if loose:
-            _moments(phi, log_joint, ends, product)
-            moments += product
-        if len(columns):
-            _moments_about(z, columns, centres, transposed, log_joint, least, deviations, vectors, nearby)
+        if len(turn) and (sparse or len(columns)):
+            transpose(z, rows)
+        counts, last_one, limits = vectors[0, :n], vectors[1, :n], vectors[2, :n]
+        first = 0
+        for last in ends:
+            few = not loose
+            if few or sparse:
+                pairs = holders(log_joint[first:last], least, w, limits, counts, last_one)
+                few = few or pairs * _PAIR * d * d < n * p * (last - first)
+            if few:
+                hold(
+                    rows,
+                    log_joint[first:last],
+                    limits,
+                    counts,
+                    last_one,
+                    centres[first:last],
+                    held[first:last],
+                    roots[first:last],
+                    many[first:last],
+                    diagonal,
+                    product,
+                    moments[first:last],
+                )
+            else:
+                some = groups[(groups > first) & (groups <= last)]
+                multiply(phi, log_joint, first, some, wide, side, product, own, moments)
+                for c in range(first, last):
+                    if own[c]:
+                        at = slice(c, c + 1)
+                        holders(log_joint[at], least, w, limits, counts, last_one)
+                        hold(
+                            rows,
+                            log_joint[at],
+                            limits,
+                            counts,
+                            last_one,
+                            centres[at],
+                            held[at],
+                            roots[at],
+                            many[at],
+                            diagonal,
+                            product,
+                            moments[at],
+                        )
+            first = last
         if len(scatter):
-            _pool(phi, d, pooled, w, scatter)
+            pool(phi, d, pooled, w, scatter)
+    for c in range(k):
+        release(held[c], roots[c], many[c : c + 1], diagonal, product, moments[c])
     return used
 
 
@@ -108,20 +167,31 @@ def log_joint(x: Any, means: Any, transposed: Any, constants: Any, step: int) ->
 
 
 @compiled
-def _usable(x: Any, weights: Any, rows: Any, kept: Any) -> Any:
-    """The rows that are finite and weigh something, and their weights: as they are, or copied to rows and kept."""
-    d = x.shape[1]
-    values, check = x.reshape(x.size), 0.0
-    for i in range(len(values)):
-        check += values[i] * 0.0  # NaN where one is not finite
-    if check == 0 and len(weights) == 0:
-        return x, weights
+def _deviations(x: Any, weights: Any, shift: Any, units: Any, rows: Any, kept: Any) -> Any:
+    """(x − shift) · units of the rows that are finite and weigh something, in rows; and their weights.
+
+    The difference is taken in double precision, as rows may lie far from the origin. A loop over several rows at a
+    time is long enough for vectors.
+    """
+    values, out, zero = x.reshape(x.size), rows.reshape(rows.size), x.dtype.type(0)
+    check = zero
+    for start in range(0, len(values), len(shift)):
+        some = values[start : start + len(shift)]
+        deviation = out[start : start + len(shift)]
+        for i in range(len(some)):
+            deviation[i] = (some[i] - shift[i]) * units[i]
+            check += some[i] * zero  # NaN where one is not finite
+    positive = 0
+    for r in range(len(weights)):
+        positive += weights[r] > 0
+    if check == 0 and positive == len(weights):
+        return rows[: len(x)], weights
     n = 0
     for r in range(len(x)):
-        check = 0.0
-        for i in range(d):
-            rows[n, i] = x[r, i]
-            check += x[r, i] * 0.0
+        check = zero
+        for i in range(x.shape[1]):
+            rows[n, i] = rows[r, i]
+            check += x[r, i] * zero
         if check == 0 and (len(weights) == 0 or weights[r] > 0):
             if len(weights):
                 kept[n] = weights[r]
@@ -130,41 +200,18 @@ def _usable(x: Any, weights: Any, rows: Any, kept: Any) -> Any:
 
 
 @compiled
-def _frame(x: Any, shift: Any, matrix: Any, deviation: Any, z: Any) -> None:
-    """z = matrix (x − shift), features first; ``deviation`` (d, n) is room to work in."""
-    n, d = x.shape
-    if matrix.ndim == 1:
-        for r in range(n):
-            for i in range(d):
-                z[i, r] = (x[r, i] - shift[i]) * matrix[i]
-    else:
-        for r in range(n):
-            for i in range(d):
-                deviation[i, r] = x[r, i] - shift[i]
-        np.dot(matrix, deviation, z)
-
-
-@compiled
-def _joint(phi: Any, theta: Any, ends: Any, log_joint: Any) -> None:
+def _joint(phi: Any, theta: Any, groups: Any, wide: bool, side: Any, log_joint: Any) -> None:
     """θᵀ φ: (k, n)."""
-    if phi.shape[1] >= _FEW:
-        np.dot(theta.T, phi, log_joint)
-        return
+    p, n = phi.shape
     first = 0
-    for last in ends:
-        np.dot(np.ascontiguousarray(theta[:, first:last]).T, phi, log_joint[first:last])
-        first = last
-
-
-@compiled
-def _moments(phi: Any, resp: Any, ends: Any, product: Any) -> None:
-    """φ γᵀ: (p, k)."""
-    if phi.shape[1] >= _FEW:
-        np.dot(phi, resp.T, product)
-        return
-    first = 0
-    for last in ends:
-        product[:, first:last] = np.dot(phi, resp[first:last].T)
+    for last in groups:
+        some = theta[p * first : p * last].reshape(p, last - first)
+        if wide:
+            rows = side[: n * (last - first)].reshape(n, last - first)
+            np.dot(phi.T, some, rows)
+            transpose(rows, log_joint[first:last])
+        else:
+            np.dot(some.T, phi, log_joint[first:last])
         first = last
 
 
@@ -176,22 +223,6 @@ def _multiply(phi: Any, d: int, products: Any) -> None:
         a, b, out = phi[1 + left[q]], phi[1 + right[q]], phi[1 + d + q]
         for r in range(phi.shape[1]):
             out[r] = a[r] * b[r]
-
-
-@compiled
-def _pool(phi: Any, d: int, pooled: Any, weights: Any, scatter: Any) -> None:
-    """Add Σ w z_i z_j over all components."""
-    left, right = pooled
-    for q in range(len(left)):
-        a, b = phi[1 + left[q]], phi[1 + right[q]]
-        total = phi.dtype.type(0)
-        if len(weights):
-            for r in range(phi.shape[1]):
-                total += weights[r] * a[r] * b[r]
-        else:
-            for r in range(phi.shape[1]):
-                total += a[r] * b[r]
-        scatter[q] += total
 
 
 @compiled
@@ -232,46 +263,3 @@ def _distances(
                 distance[r] += y[i, r] * y[i, r]
         for r in range(n):
             log_joint[columns[c], r] = constants[c] - half * distance[r]
-
-
-@compiled
-def _moments_about(
-    z: Any,
-    columns: Any,
-    centres: Any,
-    transposed: Any,
-    resp: Any,
-    least: float,
-    room: Any,
-    vectors: Any,
-    moments: Any,
-) -> None:
-    """Add Σ γ φ(z − centre) of some columns, over the rows that each really holds: γ > least."""
-    d, n = z.shape
-    rows, held_buffer, root_buffer = room[0, : n * d].reshape(n, d), room[1, : n * d].reshape(n, d), vectors[0]
-    for r in range(n):
-        for i in range(d):
-            rows[r, i] = z[i, r]
-    for c in range(len(columns)):
-        m = 0
-        for r in range(n):
-            gamma = resp[columns[c], r]
-            if gamma > least:
-                root = math.sqrt(gamma)
-                for i in range(d):
-                    held_buffer[m, i] = root * (rows[r, i] - centres[c, i])
-                root_buffer[m] = root
-                m += 1
-        held, roots = held_buffer[:m], root_buffer[:m]
-        moments[c, 0] += np.dot(roots, roots)
-        moments[c, 1 : 1 + d] += np.dot(roots, held)
-        if transposed.ndim == 2:
-            for r in range(m):
-                for i in range(d):
-                    moments[c, 1 + d + i] += held[r, i] * held[r, i]
-        else:
-            second = np.dot(held.T, held)
-            q = 1 + d
-            for i in range(d):
-                moments[c, q : q + d - i] += second[i, i:]
-                q += d - i
