@@ -23,7 +23,7 @@ _TILE_VALUES = 40_000  # 320 kB, well inside a core's second-level cache (measur
 # Rows of a tile. Not a power of two, for which all rows of φ would share one place in the cache.
 _LARGEST_TILE = 1016
 # OpenBLAS multiplies matrices of up to 100³ multiplications without copying them first: up to 1.9 times faster here, if
-# the tile is not too small for that, and of all widths fastest with 16 columns. From so many values a row on, φ is wide.
+# the tile is not too small for that, and fastest with 16 columns. From so many values a row on, φ is wide.
 _SMALL_PRODUCT, _LEAST_SMALL, _GROUP, _WIDE = 100**3, 72, 16, 100
 _LOOP = 256  # values that are subtracted in one loop
 # exp(-300) is nothing beside 1, and far from the denormals, which are 5 to 10 times slower to work with.

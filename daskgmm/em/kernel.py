@@ -105,49 +105,21 @@ def accumulate(
         soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods)
         if len(turn) and (sparse or len(columns)):
             transpose(z, rows)
-        counts, last_one, limits = vectors[0, :n], vectors[1, :n], vectors[2, :n]
         first = 0
         for last in ends:
             few = not loose
             if few or sparse:
-                pairs = holders(log_joint[first:last], least, w, limits, counts, last_one)
+                pairs = holders(log_joint, first, last, least, w, vectors)
                 few = few or pairs * _PAIR * d * d < n * p * (last - first)
             if few:
-                hold(
-                    rows,
-                    log_joint[first:last],
-                    limits,
-                    counts,
-                    last_one,
-                    centres[first:last],
-                    held[first:last],
-                    roots[first:last],
-                    many[first:last],
-                    diagonal,
-                    product,
-                    moments[first:last],
-                )
+                hold(rows, log_joint, first, last, vectors, centres, held, roots, many, diagonal, product, moments)
             else:
                 some = groups[(groups > first) & (groups <= last)]
                 multiply(phi, log_joint, first, some, wide, side, product, own, moments)
                 for c in range(first, last):
                     if own[c]:
-                        at = slice(c, c + 1)
-                        holders(log_joint[at], least, w, limits, counts, last_one)
-                        hold(
-                            rows,
-                            log_joint[at],
-                            limits,
-                            counts,
-                            last_one,
-                            centres[at],
-                            held[at],
-                            roots[at],
-                            many[at],
-                            diagonal,
-                            product,
-                            moments[at],
-                        )
+                        holders(log_joint, c, c + 1, least, w, vectors)
+                        hold(rows, log_joint, c, c + 1, vectors, centres, held, roots, many, diagonal, product, moments)
             first = last
         if len(scatter):
             pool(phi, d, pooled, w, scatter)

@@ -44,36 +44,38 @@ def multiply(
 
 
 @compiled
-def holders(resp: Any, least: float, weights: Any, limits: Any, counts: Any, last: Any) -> float:
-    """How many of some components (k, n) hold each row, as their γ is above a limit, and the last that does.
+def holders(resp: Any, first: int, last: int, least: float, weights: Any, vectors: Any) -> float:
+    """How many of the components from first to last hold each row, as their γ is above a limit, and which does so last.
 
-    Returns how many there are for all rows together.
+    Returns how many there are for all rows together; ``vectors`` takes the rows' counts, last holders and limits.
     """
+    n = resp.shape[1]
+    counts, latest, limits = vectors[0, :n], vectors[1, :n], vectors[2, :n]
     counts[:] = 0
     limits[:] = least
     for r in range(len(weights)):
         limits[r] *= weights[r]
-    for c in range(len(resp)):
-        _mark(resp[c], limits, counts, last, counts.dtype.type(c))
+    for c in range(first, last):
+        _mark(resp[c], limits, counts, latest, counts.dtype.type(c))
     return counts.sum()
 
 
 @compiled
-def _mark(gammas: Any, limits: Any, counts: Any, last: Any, c: Any) -> None:
+def _mark(gammas: Any, limits: Any, counts: Any, latest: Any, c: Any) -> None:
     one, none = counts.dtype.type(1), counts.dtype.type(0)
     for r in range(len(gammas)):
         held = gammas[r] > limits[r]
         counts[r] += one if held else none
-        last[r] = c if held else last[r]
+        latest[r] = c if held else latest[r]
 
 
 @compiled
 def hold(
     rows: Any,  # z (n, d)
-    resp: Any,  # of some components (k, n)
-    limits: Any,  # and what `holders` found
-    counts: Any,
-    last: Any,
+    resp: Any,  # (k, n)
+    first: int,  # of the components from here
+    last: int,  # to here
+    vectors: Any,  # what `holders` found for them
     centres: Any,  # (k, d)
     held: Any,  # (k, most, d) the rows that each component holds
     roots: Any,  # (k, most)
@@ -84,24 +86,23 @@ def hold(
 ) -> None:
     """Gather √γ (z − centre) and √γ of the rows of each component; where there is no place for more, add them up.
 
-    Without views of arrays in the loop, which cost more than the loop.
+    Without views of arrays in the loop, which cost more than all else in it.
     """
-    d, most = rows.shape[1], roots.shape[1]
-    for r in range(len(rows)):
+    n, d = rows.shape
+    counts, latest, limits = vectors[0, :n], vectors[1, :n], vectors[2, :n]
+    for r in range(n):
         if counts[r] == 0:
             continue
-        alone = counts[r] == 1
-        c, stop = int(last[r]) if alone else 0, int(last[r]) + 1
-        while c < stop:
-            if alone or resp[c, r] > limits[r]:
+        stop = int(latest[r]) + 1
+        for c in range(stop - 1 if counts[r] == 1 else first, stop):
+            if resp[c, r] > limits[r]:
                 m, root = many[c], math.sqrt(resp[c, r])
                 roots[c, m] = root
                 for i in range(d):
                     held[c, m, i] = root * (rows[r, i] - centres[c, i])
                 many[c] = m + 1
-                if m + 1 == most:
+                if m + 1 == roots.shape[1]:
                     release(held[c], roots[c], many[c : c + 1], diagonal, room, moments[c])
-            c += 1
 
 
 @compiled

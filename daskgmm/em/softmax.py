@@ -11,21 +11,33 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 from numba.extending import overload
+from numpy.polynomial import chebyshev
 
 # Sums may be taken in any order, but NaN and infinity keep their meaning.
 compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 # For what picks one of several values: by vectors only where NaN need not win, which stays among the values.
 careless = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "nnan"})
 
-_GROUP = 1024  # values that are worked on at a time, to stay in the first-level cache
-_ROWS = 256  # the same, where components come first: long vectors matter more
-# 1/13!, 1/12!, … 1: the Taylor series of exp on ±½ log 2 is exact to rounding; with 7 terms, in single precision.
-_SERIES = tuple(1 / math.factorial(i) for i in range(13, -1, -1))
-_SERIES_32 = tuple(np.float32(1 / math.factorial(i)) for i in range(6, -1, -1))
+_ROWS = 256  # that are worked on at a time, to stay in the first-level cache
+
+
+def _series(degree: int) -> tuple[float, ...]:
+    """The polynomial through exp at the Chebyshev points of ±½ log 2, highest power first.
+
+    By degree 10 it is exact to rounding, for which the Taylor series needs 13; by degree 5 in single precision.
+    """
+    half, points = math.log(2) / 2, chebyshev.chebpts1(degree + 1)
+    found = chebyshev.cheb2poly(chebyshev.chebfit(points, np.exp(half * points), degree))
+    return tuple(float(c) for c in (found / half ** np.arange(degree + 1))[::-1])
+
+
+_SERIES, _SERIES_32 = _series(10), tuple(np.float32(c) for c in _series(5))
 _LOG2E, _LOG2E_32 = 1 / math.log(2), np.float32(1 / math.log(2))
 # log 2 as a sum: an integer times the first is exact (Cody & Waite 1980, Software Manual for the Elementary Functions).
 _LOG2, _LOG2_REST = 0.693147180369123816490, 1.90821492927058770002e-10
 _LOG2_32, _LOG2_REST_32 = np.float32(0.693359375), np.float32(-2.12194440e-4)
+# Added to an integer, these leave it in the last bits, as an exponent: not all processors convert integers by vectors.
+_EXPONENT, _EXPONENT_32 = 2.0**52 + 1023, np.float32(2**23 + 127)
 
 
 def _exp64(x: Any) -> Any:
@@ -34,7 +46,7 @@ def _exp64(x: Any) -> Any:
     y = _SERIES[0]
     for c in _SERIES[1:]:
         y = y * r + c
-    return y * np.int64((np.int64(n) + 1023) << 52).view(np.float64)
+    return y * np.int64(np.float64(n + _EXPONENT).view(np.int64) << 52).view(np.float64)
 
 
 def _exp32(x: Any) -> Any:
@@ -43,7 +55,7 @@ def _exp32(x: Any) -> Any:
     y = _SERIES_32[0]
     for c in _SERIES_32[1:]:
         y = y * r + c
-    return y * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return y * np.int32(np.float32(n + _EXPONENT_32).view(np.int32) << np.int32(23)).view(np.float32)
 
 
 def exp(x: Any) -> Any:
@@ -95,46 +107,6 @@ def normalize(log_joint: Any, log_densities: Any) -> None:
 
 
 @compiled
-def soften_rows(log_joint: Any, ends: Any, weights: Any, floor: Any, log_likelihoods: Any) -> None:
-    """As `soften`, of log_joint (n, k)."""
-    n, k = log_joint.shape
-    one = log_joint.dtype.type(1)
-    group = max(1, _GROUP // k)
-    for start in range(0, n, group):
-        rows = log_joint[start : start + group]
-        first = 0
-        for m in range(len(ends)):
-            for r in range(len(rows)):
-                row = rows[r, first : ends[m]]
-                top = _largest(row)
-                for j in range(len(row)):
-                    row[j] -= top
-                log_likelihoods[m] += weights[start + r] * top if len(weights) else top
-            first = ends[m]
-        values = rows.reshape(rows.size)
-        for i in range(len(values)):
-            values[i] = exp(max(values[i], floor))
-        first = 0
-        for m in range(len(ends)):
-            product = 1.0  # its log costs less than the sum of logs; below k^(_GROUP / k), it cannot overflow
-            for r in range(len(rows)):
-                row = rows[r, first : ends[m]]
-                total = row[0]
-                for j in range(1, len(row)):
-                    total += row[j]
-                scale = one / total
-                if len(weights):
-                    scale *= weights[start + r]
-                    log_likelihoods[m] += weights[start + r] * math.log(total)
-                else:
-                    product *= total
-                for j in range(len(row)):
-                    row[j] *= scale
-            log_likelihoods[m] += math.log(product)
-            first = ends[m]
-
-
-@compiled
 def _exponentials(log_joint: Any, first: int, last: int, start: int, floor: Any, tops: Any, totals: Any) -> None:
     """Exponentials less the largest value of each column, in place; those values and the sums of the exponentials.
 
@@ -180,15 +152,6 @@ def _invert(values: Any) -> None:
 def _scale(values: Any, factors: Any) -> None:
     for r in range(len(values)):
         values[r] *= factors[r]
-
-
-@careless
-def _largest(row: Any) -> Any:
-    """The largest value, by vectors; any of them where one is NaN, which stays in the row."""
-    top = row[0]
-    for j in range(1, len(row)):
-        top = max(top, row[j])
-    return top
 
 
 @careless

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ from scipy.special import logsumexp, softmax
 from daskgmm import GaussianMixture
 from daskgmm.em.estep import completed, log_densities, statistics
 from daskgmm.em.loop import EMState, remaining
-from daskgmm.em.softmax import exp, soften, soften_rows
+from daskgmm.em.softmax import exp, soften
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
@@ -41,7 +42,7 @@ def _log_joint(n: int, k: int, scale: float, seed: int) -> Array:
     single=st.booleans(),
 )
 def test_softmax_of_each_model(n: int, sizes: list[int], scale: float, weighted: bool, single: bool) -> None:
-    """Either way round: SciPy's softmax and logarithm of sums, model by model."""
+    """SciPy's softmax and logarithm of sums, model by model."""
     dtype, tolerance, floor = (np.float32, 2e-6, np.float32(-60)) if single else (np.float64, 4e-15, -300.0)
     found = _log_joint(n, sum(sizes), scale, n).astype(dtype)
     ends = np.cumsum(sizes)
@@ -50,13 +51,20 @@ def test_softmax_of_each_model(n: int, sizes: list[int], scale: float, weighted:
     parts = np.split(found.astype(np.float64), ends[:-1])
     resp = np.concatenate([w * softmax(part, axis=0) for part in parts])
     bounds = [float(w @ logsumexp(part, axis=0)) for part in parts]
-    rows = found.T.copy(order="C")
-    first, second = np.zeros(len(sizes)), np.zeros(len(sizes))
-    soften(found, ends, weights, floor, np.empty(n, dtype), np.empty(n, dtype), first)
-    soften_rows(rows, ends, weights, floor, second)
-    for got, log_likelihoods in ((found, first), (rows.T, second)):
-        assert np.abs(got - resp).max() <= 40 * tolerance
-        assert log_likelihoods == pytest.approx(bounds, rel=40 * tolerance)
+    log_likelihoods = np.zeros(len(sizes))
+    soften(found, ends, weights, floor, np.empty(n, dtype), np.empty(n, dtype), log_likelihoods)
+    assert np.abs(found - resp).max() <= 40 * tolerance
+    assert log_likelihoods == pytest.approx(bounds, rel=40 * tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 4e-15), (np.float32, 4e-7)])
+def test_exponentials_are_numpy_s(dtype: Any, tolerance: float) -> None:
+    """From nothing to the floor, in each precision: of each column's differences from its largest value."""
+    x = np.linspace(-55, 0, 10_001).astype(dtype)
+    found, totals = np.stack([np.zeros_like(x), x]), np.empty_like(x)
+    soften(found, np.array([2]), np.empty(0), dtype(-60), np.empty_like(x), totals, np.zeros(1))
+    expected = np.exp(x.astype(np.float64))
+    assert (np.abs(found[1] / found[0] / expected - 1) <= tolerance + np.finfo(dtype).eps).all()
 
 
 @settings(max_examples=20, deadline=None)
@@ -72,16 +80,12 @@ def test_exp_is_the_library_s() -> None:
     assert exp(-1.0) == np.exp(-1.0)
 
 
-@pytest.mark.parametrize("rows_first", [True, False])
-def test_not_a_number_stays_one(rows_first: bool) -> None:
+def test_not_a_number_stays_one() -> None:
     """However fast the largest value of a column is found, what is no number must not turn into one."""
     log_joint = np.zeros((20, 100))
     log_joint[7, 41] = np.nan
-    found, ends, none = np.zeros(1), np.array([20]), np.empty(0)
-    if rows_first:
-        soften_rows(np.ascontiguousarray(log_joint.T), ends, none, -300.0, found)
-    else:
-        soften(log_joint, ends, none, -300.0, np.empty(100), np.empty(100), found)
+    found = np.zeros(1)
+    soften(log_joint, np.array([20]), np.empty(0), -300.0, np.empty(100), np.empty(100), found)
     assert np.isnan(found[0])
 
 
@@ -115,6 +119,85 @@ def test_statistics_are_numpy_s(model: CovarianceModel, d: int, k: int, dtype: n
     left, right = components.products
     squares = (z[left] * z[right]).sum(axis=1)
     assert stats.moments[:, 1 + d :].sum(axis=0) == pytest.approx(squares, rel=20 * tolerance, abs=tolerance * len(x))
+
+
+def _reference(x: Array, w: Array, components: Any, frame: Frame) -> tuple[float, Array]:
+    """Log-likelihood and moments of rows that are all finite, by products with φ in NumPy."""
+    z = frame.apply(x)
+    left, right = components.products
+    phi = np.vstack([np.ones(len(x)), z, z[left] * z[right]])
+    log_joint = components.theta @ phi
+    return float(w @ logsumexp(log_joint, axis=0)), (w * softmax(log_joint, axis=0)) @ phi.T
+
+
+@pytest.mark.parametrize("apart", [0.3, 1.0, 6.0])
+@pytest.mark.parametrize(("d", "k"), [(16, 16), (16, 21), (20, 33)])
+@pytest.mark.parametrize("weight", [1.0, 1e-30])
+def test_rows_of_one_component_or_of_many(apart: float, d: int, k: int, weight: float) -> None:
+    """Moments of a wide φ are NumPy's, whether few components hold most rows or all do, whatever the weights' unit."""
+    rng = np.random.default_rng(d)
+    means = apart * rng.standard_normal((k, d))
+    x = rng.standard_normal((3000, d)) + means[rng.integers(k, size=3000)]
+    frame = Gaussian(MODELS["full"]).frame(x, x.min(axis=0), x.max(axis=0))
+    unit = np.array([np.eye(d)] * k)
+    start = GaussianParameters(np.full(k, 1 / k), means - frame.shift, unit, unit.copy())
+    components = Gaussian(MODELS["full"]).components(start, frame)
+    w = weight * np.linspace(0.1, 2, 3000)
+    log_likelihood, moments = _reference(x, w, components, frame)
+    for dtype, tolerance in ((DOUBLE, 1e-13), (SINGLE, 2e-5)):
+        (stats,) = statistics([(x, w)], frame, [components], dtype)
+        assert stats.log_likelihood == pytest.approx(log_likelihood, rel=max(1e-12, tolerance))
+        assert np.abs(stats.moments - moments).max() <= 20 * tolerance * np.abs(moments).max()
+
+
+def test_models_that_share_a_pass_have_the_bits_they_have_alone() -> None:
+    """Also where one's rows belong to few of its components and another's do not."""
+    x, frame, near = _mixture(MODELS["full"], 16, 20)
+    _, _, other = _mixture(MODELS["full"], 16, 7)
+    vague = replace(other, factors=0.05 * other.factors)
+    together = statistics([(x, None)], frame, [near, vague, other])
+    for found, model in zip(together, (near, vague, other), strict=True):
+        (alone,) = statistics([(x, None)], frame, [model])
+        assert found.log_likelihood == alone.log_likelihood
+        assert np.array_equal(found.moments, alone.moments)
+
+
+@every_model
+@pytest.mark.parametrize("d", [3, 16])
+def test_single_precision_rows_far_from_the_origin(model: CovarianceModel, d: int) -> None:
+    """They are what they are in double precision, to the bit: their distance to the shift is rounded only after."""
+    x, frame, components = _mixture(model, d, 4)
+    far = (x + 1000).astype(np.float32)
+    frame = replace(frame, shift=frame.shift + 1000)
+    for dtype in (DOUBLE, SINGLE):
+        (stored,) = statistics([(far, None)], frame, [components], dtype)
+        (converted,) = statistics([(far.astype(np.float64), None)], frame, [components], dtype)
+        assert np.array_equal(stored.moments, converted.moments)
+        assert stored.log_likelihood == converted.log_likelihood
+    (near,) = statistics([(x, None)], replace(frame, shift=frame.shift - 1000), [components])
+    assert stored.log_likelihood == pytest.approx(near.log_likelihood, rel=1e-4)
+
+
+@pytest.mark.parametrize("stored", [np.float64, np.float32, np.int16, ">f4"])
+@pytest.mark.parametrize("d", [3, 16])
+def test_rows_that_do_not_count(stored: Any, d: int) -> None:
+    """Rows with a value that is not finite or without weight are as if they were not there; read-only ones are."""
+    x, frame, components = _mixture(MODELS["full"], d, 4)
+    x = (20 * x).astype(stored)
+    w = np.linspace(0.5, 2, len(x))
+    keep = np.ones(len(x), dtype=bool)
+    if x.dtype.kind == "f":
+        for i, value in enumerate((np.nan, np.inf, -np.inf)):
+            keep[at := np.arange(i, len(x), 71)] = False
+            x[at, i] = value
+    w[5::50] = 0
+    x.flags.writeable = w.flags.writeable = False
+    for weights, kept in ((None, keep), (w, keep & (w > 0))):
+        (found,) = statistics([(x, weights)], frame, [components])
+        (expected,) = statistics([(x[kept], None if weights is None else w[kept])], frame, [components])
+        assert found.n == kept.sum()
+        assert found.log_likelihood == pytest.approx(expected.log_likelihood, rel=1e-12)
+        assert np.abs(found.moments - expected.moments).max() <= 1e-12 * np.abs(expected.moments).max()
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.99])
