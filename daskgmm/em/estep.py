@@ -29,9 +29,9 @@ _LOOP = 256  # values that are subtracted in one loop
 # exp(-300) is nothing beside 1, and far from the denormals, which are 5 to 10 times slower to work with.
 _DOUBLE = np.dtype(np.float64)
 _LOG_FLOOR = {_DOUBLE: -300.0, np.dtype(np.float32): -60.0}
-# γ below which a row is left out of a component's own sums, as another component holds it; a tight component's rows
-# are so near beside all others that less than rounding may be too much.
-_LEAST, _LEAST_TIGHT = 1e-16, 1e-100
+# γ below which a row is left out of a component's own sums, as another component holds it: less than rounding, and than
+# what makes a component dead. A tight component's rows are so near beside all others that that may be too much.
+_LEAST, _LEAST_TIGHT = {_DOUBLE: 1e-16, np.dtype(np.float32): 1e-12}, 1e-100
 # Rows of a triangular factor that are multiplied at a time: 16 of 64 leave out 3/8 of the work, fewer gain no more.
 _STEP = 16
 
@@ -110,7 +110,7 @@ class _Sums:
             wide,
             wide and not diagonal and not lean,
             dtype.type(_LOG_FLOOR[dtype]),
-            _LEAST_TIGHT if any(model.tight.any() for model in models) else _LEAST,
+            _LEAST_TIGHT if any(model.tight.any() for model in models) else _LEAST[dtype],
             kernel.workspace(tile, d, p, k, widest, dtype),
         )
         self.n = 0
