@@ -146,20 +146,26 @@ def start_statistics(
     respond: Callable[[Array], Array],
 ) -> tuple[Stats, ...]:
     """Moments under responsibilities that no model gave: ``respond`` maps z (d, n) to (k, n)."""
-    left, right = blank.products
-    total = np.zeros((len(blank.means), 1 + len(frame.shift) + len(left)))
+    total = np.zeros((len(blank.means), 1 + len(frame.shift) + len(blank.products[0])))
     n = 0
     for z, w in framed(pieces, frame):
-        resp = respond(z) if w is None else respond(z) * w
-        for k, centre in enumerate(blank.centres):
-            deviation = z - centre[:, None]
-            weighted = deviation * resp[k]
-            second = np.einsum("dn,dn->d", weighted, deviation) if blank.factors.ndim == 2 else weighted @ deviation.T
-            total[k, 0] += resp[k].sum()
-            total[k, 1 : 1 + len(z)] += weighted.sum(axis=1)
-            total[k, 1 + len(z) :] += second if blank.factors.ndim == 2 else second[left, right]
+        total += soft_moments(z, respond(z) if w is None else respond(z) * w, blank)
         n += z.shape[1]
     return (Stats(n, 0.0, total),)
+
+
+def soft_moments(z: Array, resp: Array, blank: Components) -> Array:
+    """Σ γ φ about the centres of ``blank``, of rows z (d, n) and weighted responsibilities (k, n)."""
+    left, right = blank.products
+    moments = np.zeros((len(resp), 1 + len(z) + len(left)))
+    for k, centre in enumerate(blank.centres):
+        deviation = z - centre[:, None]
+        weighted = deviation * resp[k]
+        second = np.einsum("dn,dn->d", weighted, deviation) if blank.factors.ndim == 2 else weighted @ deviation.T
+        moments[k, 0] = resp[k].sum()
+        moments[k, 1 : 1 + len(z)] = weighted.sum(axis=1)
+        moments[k, 1 + len(z) :] = second if blank.factors.ndim == 2 else second[left, right]
+    return moments
 
 
 def log_joint_of(x: npt.NDArray[np.generic], model: Components) -> Iterator[tuple[slice, Array]]:

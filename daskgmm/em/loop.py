@@ -203,11 +203,14 @@ class EM:
             return replace(plain, mixing=mixing.failed())
         return replace(plain, parameters=parameters, point=moments, mixing=mixing, plain=plain)
 
+    def log_densities(self, parameters: Any, rows: Array) -> Array:
+        """log p(x) of rows (m, d) about the frame's shift: (m,)."""
+        model = self.family.components(parameters, Frame.identity(rows.shape[1]))
+        return np.concatenate([log_densities(tile) for _, tile in log_joint_of(rows, model)])
+
     def _unlikely(self, parameters: Any, n: int) -> npt.NDArray[np.intp]:
         """The n rows of the sample that the model explains worst."""
-        model = self.family.components(parameters, Frame.identity(self.sample.shape[1]))
-        density = np.concatenate([log_densities(tile) for _, tile in log_joint_of(self.sample, model)])
-        return np.argsort(density, kind="stable")[:n]
+        return np.argsort(self.log_densities(parameters, self.sample), kind="stable")[:n]
 
 
 def look_again(

@@ -1,0 +1,155 @@
+"""Moves to better optima: one component is split in two, and two others are merged.
+
+EM cannot carry a component from where there are too many to where there are too few. The moves are those of Ueda,
+Nakano, Ghahramani & Hinton 2000, SMEM Algorithm for Mixture Models, Neural Computation 12; here they are compared by a
+bound. For any responsibilities γ, F(γ) = max over θ of Σ w γ (log joint − log γ) is not above the log-likelihood of
+that θ, and where EM has converged it is equal to it (Neal & Hinton 1998, A View of the EM Algorithm). As
+log joint = θ·φ, it takes no more than the moments of γ and their entropies, of which a move changes three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import entr, xlogy
+
+from daskgmm.em.estep import completed, log_densities, log_joint_of, soft_moments, statistics
+from daskgmm.em.loop import EM, EMState
+from daskgmm.em.stats import Stats
+from daskgmm.families.base import Components
+from daskgmm.families.frame import Array
+
+_HELD = 0.01  # γ of a component from which its rows count when it is split
+_SPLIT_PASSES = 12  # over these rows, after which gains are known well enough to be compared
+_CONSIDERED = 4  # splits and merges, of which every pair is
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What the bound needs of responsibilities: sums over the rows."""
+
+    moments: Array  # (k, p)  Σ w γ φ
+    entropies: Array  # (k,)  −Σ w γ log γ
+
+    @staticmethod
+    def of(em: EM, z: Array, resp: Array, weights: Array) -> _Parts:
+        """Of responsibilities (k, m) for rows z (d, m)."""
+        moments = soft_moments(z, resp * weights, em.family.blank(len(resp), em.frame))
+        return _Parts(moments, entr(resp) @ weights)
+
+    def fit(self, em: EM) -> tuple[float, Any]:
+        """The bound, and the parameters that it belongs to."""
+        try:
+            parameters = em.family.maximize(em.family.blank(len(self.moments), em.frame), self.moments, em.frame)
+        except ValueError:  # a component collapsed
+            return -np.inf, None
+        theta = em.family.components(parameters, em.frame).theta
+        return float((theta * self.moments).sum() + self.entropies.sum()), parameters
+
+    def values(self, em: EM) -> Array:
+        """What each adds to the bound, if it shares nothing with the others: (k,)."""
+        fits = [_Parts(m[None], e[None]).fit(em)[0] for m, e in zip(self.moments, self.entropies, strict=True)]
+        return np.array(fits) + xlogy(self.moments[:, 0], self.moments[:, 0])  # their weights, but for Σw
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Some components, and what takes their place."""
+
+    gone: tuple[int, ...]
+    new: _Parts
+    gain: float  # of the bound, about
+
+
+def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
+    """Parameters of mixtures with one component split and two others merged, the most promising first.
+
+    Parameters
+    ----------
+    em : EM
+    parameters
+        Of a mixture that EM has fitted to the rows, about the frame's shift.
+    rows : ndarray of shape (m, d)
+    weights : ndarray of shape (m,)
+    """
+    components = em.family.components(parameters, em.frame)
+    if len(components.means) < 3 or components.tight.any():  # moments about the origin would not be exact enough
+        return []
+    z = em.frame.apply(rows)
+    log_joint, resp = _e_step(components, z)
+    now = _Parts.of(em, z, resp, weights)
+    changes = _merges(em, now, resp, weights), _splits(em, now, rows, z, log_joint, resp, weights)
+    best = [sorted(some, key=lambda change: -change.gain)[:_CONSIDERED] for some in changes]
+    fits = []
+    for merge, split in product(*best):
+        kept = np.setdiff1d(np.arange(len(resp)), merge.gone + split.gone)
+        if len(kept) == len(resp) - 3:
+            parts = _Parts(now.moments[kept], now.entropies[kept]), merge.new, split.new
+            moments, entropies = ([getattr(part, name) for part in parts] for name in ("moments", "entropies"))
+            fits.append(_Parts(np.concatenate(moments), np.concatenate(entropies)).fit(em))
+    return [parameters for bound, parameters in sorted(fits, key=lambda fit: -fit[0]) if bound > -np.inf]
+
+
+def _merges(em: EM, now: _Parts, resp: Array, weights: Array) -> Iterator[_Change]:
+    """Pairs as one, twice as many as there are components: entropies are dear to come by, and decide less."""
+    k = len(resp)
+    values = now.values(em)
+    pairs = np.array(list(combinations(range(k), 2)))
+    moments = now.moments[pairs].sum(axis=1)
+    gains = _Parts(moments, now.entropies[pairs].sum(axis=1)).values(em) - values[pairs].sum(axis=1)
+    for i in np.argsort(-gains, kind="stable")[: 2 * k]:
+        entropy = entr(resp[pairs[i]].sum(axis=0)) @ weights
+        gain = gains[i] + entropy - now.entropies[pairs[i]].sum()
+        yield _Change(tuple(pairs[i]), _Parts(moments[i, None], np.array([entropy])), gain)
+
+
+def _splits(
+    em: EM, now: _Parts, rows: Array, z: Array, log_joint: Array, resp: Array, weights: Array
+) -> Iterator[_Change]:
+    """Each component as two, likeliest after some EM on its rows."""
+    values = now.values(em)
+    local = replace(em, max_iter=_SPLIT_PASSES, single=False)
+    for k, (gammas, densities) in enumerate(zip(resp, log_joint, strict=True)):
+        held = gammas > _HELD
+        halves = _halves(local, rows[held], z[:, held], (weights * gammas)[held], densities[held])
+        if halves is not None:
+            both = np.stack([gammas, np.zeros_like(gammas)])
+            both[:, held] = gammas[held] * halves
+            new = _Parts.of(em, z, both, weights)
+            yield _Change((k,), new, float(new.values(em).sum() - values[k]))
+
+
+def _e_step(components: Components, z: Array) -> tuple[Array, Array]:
+    """Log joint densities (k, m) of rows z (d, m), and responsibilities."""
+    log_joint = np.concatenate([tile for _, tile in log_joint_of(z.T, components)], axis=1)
+    resp = log_joint.copy()
+    log_densities(resp)
+    return log_joint, resp
+
+
+def _halves(em: EM, x: Array, z: Array, weights: Array, densities: Array) -> Array | None:
+    """Responsibilities (2, m) of two components for weighted rows of one."""
+    if len(x) == 0:
+        return None
+    centred = z - np.average(z, axis=1, weights=weights)[:, None]
+    longest = np.linalg.eigh((centred * weights) @ centred.T)[1][:, -1]
+
+    def one_pass(models: Sequence[Components], dtype: npt.DTypeLike) -> list[Stats]:
+        return [completed(s, m) for s, m in zip(statistics([(x, weights)], em.frame, models), models, strict=True)]
+
+    fits: list[EMState] = []
+    for upper in (longest @ centred > 0, densities > np.median(densities)):  # along the longest axis, or inside out
+        parameters = _Parts.of(em, z, np.stack([~upper, upper]).astype(float), weights).fit(em)[1]
+        if parameters is not None:
+            with suppress(ValueError):  # collapsed
+                fits += em.run([EMState(parameters)], one_pass, lambda _: None)
+    if not fits:
+        return None
+    best = max(fits, key=lambda state: state.lower_bound)
+    return _e_step(em.family.components(best.parameters, em.frame), z)[1]

@@ -1,0 +1,117 @@
+"""Moves: the bound by which they are compared, and that they lead out of optima that EM stays in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskgmm import GaussianMixture
+from daskgmm.blas import single_blas
+from daskgmm.em.estep import completed, statistics
+from daskgmm.em.loop import EM, EMState
+from daskgmm.em.moves import _Parts, moves
+from daskgmm.families.covariance import MODELS, CovarianceModel
+from daskgmm.families.gaussian import Gaussian
+
+Array = npt.NDArray[np.float64]
+
+every_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
+CENTRES = np.array([[0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9], [9, 9, 9]], dtype=float)
+
+
+def _em(model: CovarianceModel, rows: Array) -> EM:
+    family = Gaussian(model, 1e-6)
+    frame = family.frame(rows, rows.min(axis=0), rows.max(axis=0))
+    return EM(family, frame, rows - frame.shift, tol=1e-9, max_iter=500)
+
+
+def _fit(em: EM, parameters: Any, rows: Array, weights: Array) -> EMState:
+    def one_pass(models: Any, dtype: Any) -> Any:
+        return [completed(s, m) for s, m in zip(statistics([(rows, weights)], em.frame, models), models, strict=True)]
+
+    (state,) = em.run([EMState(parameters)], one_pass, lambda _: None)
+    return state
+
+
+def _groups(n: int, seed: int) -> tuple[Array, Array, npt.NDArray[np.intp]]:
+    """Rows about the centres, weights, and whose they are."""
+    rng = np.random.default_rng(seed)
+    group = rng.integers(len(CENTRES), size=n)
+    return CENTRES[group] + rng.normal(size=(n, 3)), rng.uniform(0.5, 2, size=n), group
+
+
+@every_model
+@settings(max_examples=20, deadline=None)
+@given(k=st.integers(1, 5), seed=st.integers(0, 100))
+def test_the_bound_is_below_the_likelihood_and_meets_it_where_em_ends(
+    model: CovarianceModel, k: int, seed: int
+) -> None:
+    rows, weights, _ = _groups(200, seed)
+    em = _em(model, rows)
+    z = em.frame.apply(rows)
+    resp = np.random.default_rng(seed).dirichlet(np.ones(k), size=len(rows)).T
+    with single_blas():
+        bound, parameters = _Parts.of(em, z, resp, weights).fit(em)
+        assert bound <= weights @ em.log_densities(parameters, em.sample) + 1e-9 * len(rows)
+        state = _fit(em, parameters, rows, weights)
+        model_resp = np.exp(_log_joint(em, state, z))
+        bound, parameters = _Parts.of(em, z, model_resp / model_resp.sum(axis=0), weights).fit(em)
+    assert bound == pytest.approx(weights @ em.log_densities(parameters, em.sample), rel=1e-7)
+
+
+def _log_joint(em: EM, state: EMState, z: Array) -> Array:
+    components = em.family.components(state.parameters, em.frame)
+    left, right = components.products
+    return components.theta @ np.concatenate([np.ones((1, z.shape[1])), z, z[left] * z[right]])
+
+
+@every_model
+def test_a_move_frees_a_mixture_with_two_components_on_one_group_and_one_on_two(model: CovarianceModel) -> None:
+    """EM alone stays there; the best move leads to the optimum that the groups themselves lead to."""
+    rows, weights, group = _groups(3000, 1)
+    em = _em(model, rows)
+    z = em.frame.apply(rows)
+    first_half = rows[:, 1] > CENTRES[group, 1]
+    wrong = np.select([(group == 0) & first_half, group == 0, group <= 2], [0, 1, 2], group)
+    with single_blas():
+        best, stuck = (
+            _fit(em, _Parts.of(em, z, np.eye(5)[:, which], weights).fit(em)[1], rows, weights)
+            for which in (group, wrong)
+        )
+        assert stuck.lower_bound < best.lower_bound - 0.1
+        freed = _fit(em, moves(em, stuck.parameters, rows, weights)[0], rows, weights)
+    assert freed.lower_bound == pytest.approx(best.lower_bound, abs=1e-6)
+
+
+@every_model
+def test_two_components_leave_nothing_to_move(model: CovarianceModel) -> None:
+    rows, weights, group = _groups(500, 2)
+    em = _em(model, rows)
+    parameters = _Parts.of(em, em.frame.apply(rows), np.eye(2)[:, group % 2], weights).fit(em)[1]
+    assert moves(em, parameters, rows, weights) == []
+
+
+def test_a_fit_by_a_sample_finds_the_groups_from_any_start() -> None:
+    """Of k-means' starts, many end with one component on two groups; with moves, none of these does."""
+    rng = np.random.default_rng(0)
+    centres = 12 * rng.normal(size=(12, 2))
+    x = centres[rng.integers(12, size=24_000)] + rng.normal(size=(24_000, 2))
+    truth = GaussianMixture(12, means_init=centres, subsample=None).fit(x).lower_bound_
+    with_moves = [GaussianMixture(12, subsample=12_000, random_state=seed).fit(x).lower_bound_ for seed in range(6)]
+    assert min(with_moves) >= truth - 2e-3
+
+
+def test_means_that_are_given_keep_their_places() -> None:
+    """Components stay in the order of the means, and where these lead, even if moves would find better."""
+    rng = np.random.default_rng(0)
+    x = CENTRES[rng.integers(5, size=20_000)] + rng.normal(size=(20_000, 3))
+    means = CENTRES.copy()
+    means[1:3] = [[0.5, 0, 0], [4.5, 4.5, 0]]
+    fit = GaussianMixture(5, means_init=means, subsample=10_000, random_state=0).fit(x)
+    assert np.linalg.norm(fit.means_[3:] - CENTRES[3:], axis=1) == pytest.approx(0, abs=0.2)
+    assert np.linalg.norm(fit.means_[2] - means[2]) < 1
