@@ -59,6 +59,7 @@ class Fit:
     n_passes: int  # over all of the data: survey, start and EM
 
 
+@single_blas()  # from the first pass to the last: to set and lift the limit costs more than a small block's work
 def fit_mixture(
     samples: Samples,
     family: Gaussian,
@@ -151,8 +152,7 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
     """
     rows, weights = part.sample - em.frame.shift, part.sample_weight
     while True:
-        with single_blas():
-            proposed = moves(em, state.parameters, part.sample, weights)
+        proposed = moves(em, state.parameters, part.sample, weights)
         before = em.log_densities(state.parameters, rows)
         for parameters in proposed[:_TRIES]:
             (moved,) = em.run([EMState(parameters)], one_pass, on_info)

@@ -109,6 +109,8 @@ def hold(
 def release(held: Any, roots: Any, many: Any, diagonal: bool, room: Any, found: Any) -> None:
     """Add Σ γ φ(z − centre) of the rows that a component holds to what was found (p,)."""
     m, d = many[0], held.shape[1]
+    if m == 0:  # as all of them for lean models, whose moments (p,) end before the products
+        return
     held, roots = held[:m], roots[:m]
     many[0] = 0
     found[0] += np.dot(roots, roots)

@@ -43,6 +43,10 @@ class _Parts:
         moments = soft_moments(z, resp * weights, em.family.blank(len(resp), em.frame))
         return _Parts(moments, entr(resp) @ weights)
 
+    def __add__(self, other: _Parts) -> _Parts:
+        """Both, side by side."""
+        return _Parts(np.concatenate([self.moments, other.moments]), np.concatenate([self.entropies, other.entropies]))
+
     def fit(self, em: EM) -> tuple[float, Any]:
         """The bound, and the parameters that it belongs to."""
         try:
@@ -90,9 +94,7 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
     for merge, split in product(*best):
         kept = np.setdiff1d(np.arange(len(resp)), merge.gone + split.gone)
         if len(kept) == len(resp) - 3:
-            parts = _Parts(now.moments[kept], now.entropies[kept]), merge.new, split.new
-            moments, entropies = ([getattr(part, name) for part in parts] for name in ("moments", "entropies"))
-            fits.append(_Parts(np.concatenate(moments), np.concatenate(entropies)).fit(em))
+            fits.append((_Parts(now.moments[kept], now.entropies[kept]) + merge.new + split.new).fit(em))
     return [parameters for bound, parameters in sorted(fits, key=lambda fit: -fit[0]) if bound > -np.inf]
 
 
@@ -116,12 +118,14 @@ def _splits(
     values = now.values(em)
     local = replace(em, max_iter=_SPLIT_PASSES, single=False)
     for k, (gammas, densities) in enumerate(zip(resp, log_joint, strict=True)):
-        held = gammas > _HELD
-        halves = _halves(local, rows[held], z[:, held], (weights * gammas)[held], densities[held])
-        if halves is not None:
-            both = np.stack([gammas, np.zeros_like(gammas)])
-            both[:, held] = gammas[held] * halves
-            new = _Parts.of(em, z, both, weights)
+        held = np.flatnonzero(gammas > _HELD)
+        share = _upper(local, rows[held], z[:, held], (weights * gammas)[held], densities[held])
+        if share is not None:
+            upper = np.zeros_like(gammas)
+            upper[held] = share * gammas[held]
+            part = _Parts.of(em, z[:, held], upper[None, held], weights[held])
+            lower = _Parts(now.moments[k] - part.moments, np.array([entr(gammas - upper) @ weights]))
+            new = lower + part
             yield _Change((k,), new, float(new.values(em).sum() - values[k]))
 
 
@@ -133,23 +137,25 @@ def _e_step(components: Components, z: Array) -> tuple[Array, Array]:
     return log_joint, resp
 
 
-def _halves(em: EM, x: Array, z: Array, weights: Array, densities: Array) -> Array | None:
-    """Responsibilities (2, m) of two components for weighted rows of one."""
+def _upper(em: EM, x: Array, z: Array, weights: Array, densities: Array) -> Array | None:
+    """Responsibilities (m,) of one of two components for weighted rows that had one."""
     if len(x) == 0:
         return None
     centred = z - np.average(z, axis=1, weights=weights)[:, None]
     longest = np.linalg.eigh((centred * weights) @ centred.T)[1][:, -1]
+    whole = _Parts.of(em, z, np.ones((1, len(x))), weights)
 
     def one_pass(models: Sequence[Components], dtype: npt.DTypeLike) -> list[Stats]:
         return [completed(s, m) for s, m in zip(statistics([(x, weights)], em.frame, models), models, strict=True)]
 
     fits: list[EMState] = []
     for upper in (longest @ centred > 0, densities > np.median(densities)):  # along the longest axis, or inside out
-        parameters = _Parts.of(em, z, np.stack([~upper, upper]).astype(float), weights).fit(em)[1]
+        part = _Parts.of(em, z, upper[None].astype(float), weights)
+        parameters = (_Parts(whole.moments - part.moments, part.entropies) + part).fit(em)[1]
         if parameters is not None:
             with suppress(ValueError):  # collapsed
                 fits += em.run([EMState(parameters)], one_pass, lambda _: None)
     if not fits:
         return None
     best = max(fits, key=lambda state: state.lower_bound)
-    return _e_step(em.family.components(best.parameters, em.frame), z)[1]
+    return _e_step(em.family.components(best.parameters, em.frame), z)[1][1]
