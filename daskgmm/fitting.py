@@ -140,8 +140,7 @@ def _climb(
         states = climber.run(states, one_pass, on_info)
         best = sorted(states, key=lambda state: state.lower_bound, reverse=True)
         states = [EMState(state.parameters) for state in best[: max(1, len(best) // _GROWTH)]]
-    # Components whose means were given stay where those led.
-    found = best[0] if known.means is not None else _moved(climber, best[0], part, one_pass, on_info)
+    found = best[0] if known.ordered else _moved(climber, best[0], part, one_pass, on_info)
     return EMState(found.parameters)
 
 
@@ -155,7 +154,10 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
         proposed = moves(em, state.parameters, part.sample, weights)
         before = em.log_densities(state.parameters, rows)
         for parameters in proposed[:_TRIES]:
-            (moved,) = em.run([EMState(parameters)], one_pass, on_info)
+            try:
+                (moved,) = em.run([EMState(parameters)], one_pass, on_info)
+            except ValueError:  # collapsed: the state has not
+                continue
             gains = em.log_densities(moved.parameters, rows) - before
             gain = np.average(gains, weights=weights)
             if gain > np.sqrt(np.average((gains - gain) ** 2, weights=weights) / len(gains)):

@@ -78,6 +78,11 @@ class Start:
                 raise ValueError(f"'{name}' should be {kind}")
         return Start(weights, means, covariances, factors)
 
+    @property
+    def ordered(self) -> bool:
+        """Does the user know one component from another?"""
+        return not (self.weights is None and self.means is None and self.factors is None)
+
     def parameters(self, frame: Frame) -> GaussianParameters | None:
         """The start, about the frame's shift; None if it is not complete."""
         if self.weights is None or self.means is None or self.covariances is None or self.factors is None:

@@ -53,7 +53,7 @@ class GaussianMixture(BaseMixture):
         How a start is found.
     weights_init, means_init, precisions_init : array-like, default=None
         A start, as a whole or in part: (n_components,), (n_components, n_features), and in the shape of
-        ``precisions_``. A complete one is taken straight to the data.
+        ``precisions_``. A complete one is taken straight to the data. Components keep the order that is given.
     random_state : int, RandomState instance or None, default=None
     warm_start : bool, default=False
         Go on from the last fit's solution.
@@ -65,8 +65,8 @@ class GaussianMixture(BaseMixture):
         Extrapolate from EM's last steps (Anderson mixing). What lowers the likelihood is dropped and EM's own step
         taken, which costs a pass; False: textbook EM.
     subsample : int or None, default=100_000
-        Rows of a uniform random sample. EM runs on it first, from all starts, if the data have more rows. None:
-        start on all data.
+        Rows of a uniform random sample. EM runs on it first, from all starts, if the data have more rows, and
+        the best is improved by moves: a component split in two, two others merged to one. None: start on all data.
     missing : {"raise", "drop", "fill"}, default="raise"
         What to do with rows that hold a NaN or an infinity: refuse them, naming the first; or leave them out of the
         fit and label them -1 (NaN where the result is a float). "fill" refuses them too, but reads chunks that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from daskgmm.em.estep import completed, statistics
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.moves import _Parts, moves
 from daskgmm.families.covariance import MODELS, CovarianceModel
-from daskgmm.families.gaussian import Gaussian
+from daskgmm.families.gaussian import Gaussian, GaussianParameters
 
 Array = npt.NDArray[np.float64]
 
@@ -104,6 +105,29 @@ def test_a_fit_by_a_sample_finds_the_groups_from_any_start() -> None:
     truth = GaussianMixture(12, means_init=centres, subsample=None).fit(x).lower_bound_
     with_moves = [GaussianMixture(12, subsample=12_000, random_state=seed).fit(x).lower_bound_ for seed in range(6)]
     assert min(with_moves) >= truth - 2e-3
+
+
+def test_a_move_that_collapses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x = CENTRES[rng.integers(5, size=20_000)] + rng.normal(size=(20_000, 3))
+    fits, options = [], {"reg_covar": 0.0, "subsample": 10_000, "random_state": 0}
+
+    def on_one_row(em: EM, parameters: GaussianParameters, rows: Array, weights: Array) -> list[GaussianParameters]:
+        """The first component so narrow that no other row belongs to it."""
+        narrow = np.array([1e-6 if k == 0 else 1.0 for k in range(5)])[:, None, None]
+        means = np.concatenate([rows[:1] - em.frame.shift, parameters.means[1:]])
+        covariances, factors = parameters.covariances * narrow**2, parameters.factors / narrow
+        return [replace(parameters, means=means, covariances=covariances, factors=factors)]
+
+    for moves_there_are in (on_one_row, lambda *_: []):
+        monkeypatch.setattr("daskgmm.fitting.moves", moves_there_are)
+        fits.append(GaussianMixture(5, **options).fit(x))
+    assert np.array_equal(fits[0].means_, fits[1].means_)
+    with pytest.raises(ValueError, match="collapsed"):
+        GaussianMixture(
+            5, means_init=np.concatenate([x[:1], fits[1].means_[1:]]), weights_init=fits[1].weights_,
+            precisions_init=fits[1].precisions_ * np.array([1e12, 1, 1, 1, 1])[:, None, None], reg_covar=0.0,
+        ).fit(x)  # fmt: skip
 
 
 def test_means_that_are_given_keep_their_places() -> None:
