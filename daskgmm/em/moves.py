@@ -89,7 +89,10 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
     log_joint, resp = _e_step(components, z)
     now = _Parts.of(em, z, resp, weights)
     changes = _merges(em, now, resp, weights), _splits(em, now, rows, z, log_joint, resp, weights)
-    best = [sorted(some, key=lambda change: -change.gain)[:_CONSIDERED] for some in changes]
+    best = [
+        sorted((change for change in some if change.gain > -np.inf), key=lambda change: -change.gain)[:_CONSIDERED]
+        for some in changes
+    ]
     fits = []
     for merge, split in product(*best):
         kept = np.setdiff1d(np.arange(len(resp)), merge.gone + split.gone)
@@ -99,16 +102,18 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
 
 
 def _merges(em: EM, now: _Parts, resp: Array, weights: Array) -> Iterator[_Change]:
-    """Pairs as one, twice as many as there are components: entropies are dear to come by, and decide less."""
-    k = len(resp)
+    """Pairs as one, twice as many as there are components: their entropies cost more, and mostly decide less."""
     values = now.values(em)
-    pairs = np.array(list(combinations(range(k), 2)))
-    moments = now.moments[pairs].sum(axis=1)
-    gains = _Parts(moments, now.entropies[pairs].sum(axis=1)).values(em) - values[pairs].sum(axis=1)
-    for i in np.argsort(-gains, kind="stable")[: 2 * k]:
-        entropy = entr(resp[pairs[i]].sum(axis=0)) @ weights
-        gain = gains[i] + entropy - now.entropies[pairs[i]].sum()
-        yield _Change(tuple(pairs[i]), _Parts(moments[i, None], np.array([entropy])), gain)
+
+    def merge(pair: tuple[int, ...]) -> _Change:
+        new = _Parts(*(sums[list(pair)].sum(axis=0, keepdims=True) for sums in (now.moments, now.entropies)))
+        return _Change(pair, new, float(new.values(em)[0] - values[list(pair)].sum()))
+
+    merges = [merge(pair) for pair in combinations(range(len(resp)), 2)]
+    for change in sorted(merges, key=lambda change: -change.gain)[: 2 * len(resp)]:
+        entropies = entr(resp[list(change.gone)].sum(axis=0, keepdims=True)) @ weights
+        gain = change.gain + float(entropies[0] - change.new.entropies[0])
+        yield _Change(change.gone, replace(change.new, entropies=entropies), gain)
 
 
 def _splits(
@@ -124,7 +129,7 @@ def _splits(
             upper = np.zeros_like(gammas)
             upper[held] = share * gammas[held]
             part = _Parts.of(em, z[:, held], upper[None, held], weights[held])
-            lower = _Parts(now.moments[k] - part.moments, np.array([entr(gammas - upper) @ weights]))
+            lower = _Parts(now.moments[k] - part.moments, np.array([entr(np.maximum(gammas - upper, 0)) @ weights]))
             new = lower + part
             yield _Change((k,), new, float(new.values(em).sum() - values[k]))
 

@@ -189,11 +189,9 @@ def fit_until(target: float, path: Path) -> tuple[float, float]:
             if info.lower_bound >= target:
                 raise Reached
 
-    gm = GaussianMixture(**PATCHES, tol=0.1, subsample=50_000, max_iter=200, callbacks=[watch])
     begin = time.perf_counter()
     with suppress(Reached):
-        gm.fit(path)
-        gm.set_params(tol=1e-3, warm_start=True).fit(path)
+        GaussianMixture(**PATCHES, callbacks=[watch]).fit(path)
     return time.perf_counter() - begin, max(bounds)
 
 
