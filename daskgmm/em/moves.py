@@ -23,10 +23,11 @@ from daskgmm.em.estep import completed, log_densities, log_joint_of, soft_moment
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
-from daskgmm.families.frame import Array
+from daskgmm.families.frame import Array, lost
 
 _HELD = 0.01  # γ of a component from which its rows count when it is split
 _SPLIT_PASSES = 12  # over these rows, after which gains are known well enough to be compared
+_LOST = 1e-4  # of a variance, at most, in moments about the origin: bounds are compared to about so many nats
 _CONSIDERED = 4  # splits and merges, of which every pair is
 
 
@@ -83,7 +84,9 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
     weights : ndarray of shape (m,)
     """
     components = em.family.components(parameters, em.frame)
-    if len(components.means) < 3 or components.tight.any():  # moments about the origin would not be exact enough
+    k = len(components.means)
+    reach = np.linalg.norm(components.means, axis=1) * np.linalg.norm(components.factors.reshape(k, -1), axis=1)
+    if k < 3 or (lost(reach) > _LOST).any():
         return []
     z = em.frame.apply(rows)
     log_joint, resp = _e_step(components, z)
@@ -95,8 +98,8 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
     ]
     fits = []
     for merge, split in product(*best):
-        kept = np.setdiff1d(np.arange(len(resp)), merge.gone + split.gone)
-        if len(kept) == len(resp) - 3:
+        kept = np.setdiff1d(np.arange(k), merge.gone + split.gone)
+        if len(kept) == k - 3:
             fits.append((_Parts(now.moments[kept], now.entropies[kept]) + merge.new + split.new).fit(em))
     return [parameters for bound, parameters in sorted(fits, key=lambda fit: -fit[0]) if bound > -np.inf]
 
