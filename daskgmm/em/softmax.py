@@ -26,8 +26,8 @@ def _series(degree: int) -> tuple[float, ...]:
 
     By degree 10 it is exact to rounding, for which the Taylor series needs 13; by degree 5 in single precision.
     """
-    half, points = math.log(2) / 2, chebyshev.chebpts1(degree + 1)
-    found = chebyshev.cheb2poly(chebyshev.chebfit(points, np.exp(half * points), degree))
+    half = math.log(2) / 2
+    found = chebyshev.cheb2poly(chebyshev.chebinterpolate(lambda x: np.exp(half * x), degree))
     return tuple(float(c) for c in (found / half ** np.arange(degree + 1))[::-1])
 
 
