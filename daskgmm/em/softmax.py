@@ -27,7 +27,11 @@ def _series(degree: int) -> tuple[float, ...]:
     By degree 10 it is exact to rounding, for which the Taylor series needs 13; by degree 5 in single precision.
     """
     half = math.log(2) / 2
-    found = chebyshev.cheb2poly(chebyshev.chebinterpolate(lambda x: np.exp(half * x), degree))
+
+    def scaled(x: Any) -> Any:
+        return np.exp(half * x)
+
+    found = chebyshev.cheb2poly(chebyshev.chebinterpolate(scaled, degree))
     return tuple(float(c) for c in (found / half ** np.arange(degree + 1))[::-1])
 
 
