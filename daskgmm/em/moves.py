@@ -26,7 +26,7 @@ from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, lost
 
 _HELD = 0.01  # γ of a component from which its rows count when it is split
-_SPLIT_PASSES = 12  # over these rows, after which gains are known well enough to be compared
+_SPLIT_PASSES = 12  # over these rows, after 8 textbook ones, worse moves were chosen in two of 27 fits
 _LOST = 1e-4  # of a variance, at most, in moments about the origin: bounds are compared to about so many nats
 _CONSIDERED = 4  # splits and merges, of which every pair is
 
@@ -74,6 +74,8 @@ class _Change:
 
 def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
     """Parameters of mixtures with one component split and two others merged, the most promising first.
+
+    None of less than three components, or where one is too narrow for moments about the origin.
 
     Parameters
     ----------

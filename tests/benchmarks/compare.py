@@ -176,7 +176,7 @@ def patch_store(folder: Path, step: int) -> Path:
 
 
 class Reached(Exception):
-    """A fit is as good as was aim."""
+    """A fit is as good as was aimed at."""
 
 
 def fit_until(target: float, path: Path) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """How many passes a fit takes to within 1e-4 a row of the best likelihood known, against plain EM from k-means.
 
-python tests/benchmarks/passes.py                       # ten problems, some five minutes
+python tests/benchmarks/passes.py                       # ten problems, some eight minutes
 python tests/benchmarks/passes.py --only 0,7 --limit 300
 
 A pass is n rows visited: EM on n / 8 rows of the sample counts as an eighth of one, for each model, and so do looks at
