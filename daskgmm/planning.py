@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import zarr
 from zarr.storage import LocalStore
 
-from daskgmm.data.blocks import Samples
+from daskgmm.data.blocks import Samples, joined
 from daskgmm.families.base import Components
 from daskgmm.passes import _FAN_IN, worker_memory
 
@@ -44,6 +44,7 @@ class Work:
     @staticmethod
     def of(samples: Samples, components: Components, subsample: int = 100_000) -> Work:
         k, d = components.means.shape
+        samples = joined(samples)
         sums = list(_tree(len(samples.blocks)))
         p = 1 + d + (0 if components.lean else len(components.products[0]))
         return Work(

@@ -22,7 +22,7 @@ import zarr
 
 from daskgmm.blas import single_blas
 from daskgmm.cluster import workers
-from daskgmm.data.blocks import Samples, of_numpy
+from daskgmm.data.blocks import Samples, joined, of_numpy
 from daskgmm.data.open import open_samples
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
@@ -171,7 +171,7 @@ def write_store(path: Path, n: int, d: int, k: int) -> GaussianParameters:
 def on_workers(path: Path, start: GaussianParameters, n_workers: int) -> float:
     """Seconds of a pass on so many worker processes of its own."""
     with workers(None, n_workers, MEMORY):
-        return our_pass(open_samples(path), start)()
+        return our_pass(joined(open_samples(path)), start)()
 
 
 def scaled(path: Path, sizes: list[int], d: int, k: int, rounds: int) -> Iterator[tuple[float, str]]:
@@ -180,7 +180,7 @@ def scaled(path: Path, sizes: list[int], d: int, k: int, rounds: int) -> Iterato
         processes = {"driver": os.getpid(), "scheduler": client.run_on_scheduler(os.getpid)}
         for n in sizes:
             start = write_store(path, n, d, k)
-            passes = our_pass(open_samples(path), start, calls=rounds)
+            passes = our_pass(joined(open_samples(path)), start, calls=rounds)
             before = resident(processes)
             taken = passes()
             after = resident(processes)

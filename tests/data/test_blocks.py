@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daskgmm.data import blocks as module
-from daskgmm.data.blocks import Source, of_numpy, region_size, regular_blocks
+from daskgmm.data.blocks import Source, joined, of_numpy, region_size, regular_blocks
 from daskgmm.data.dask import of_dask
 from daskgmm.data.survey import draw
 from daskgmm.passes import assemble
@@ -78,7 +78,23 @@ def test_blocks_are_no_larger_than_asked_unless_storage_is(grid: Any, block: int
     shape, chunks, shards = grid
     for each in blocks_of(shape, chunks, shards, block, region):
         assert each.n <= max(block, math.prod(shards))
-        assert all(region_size(box) <= max(region, math.prod(chunks)) for box in each.regions)
+        unit = shards if math.prod(shards) <= block else chunks
+        assert all(region_size(box) <= max(region, math.prod(unit)) for box in each.regions)
+
+
+@given(grids(), st.integers(1, 500), st.integers(1, 100), st.integers(1, 2000), st.integers(1, 8))
+def test_joined_blocks_hold_the_same_rows_in_the_same_order(
+    grid: Any, block: int, region: int, values: int, least: int
+) -> None:
+    found = blocks_of(*grid, block, region)
+    samples = module.Samples(tuple(grid[0]), 1, np.dtype(float), found, Source(()))
+    with mock.patch.multiple(module, _JOINED_VALUES=values, _LEAST_JOINED=least):
+        fewer = joined(samples).blocks
+    assert [box for each in fewer for box in each.regions] == [box for each in found for box in each.regions]
+    assert [each.index for each in fewer] == list(range(len(fewer)))
+    assert [each.start for each in fewer] == [sum(b.n for b in fewer[:i]) for i in range(len(fewer))]
+    assert len(fewer) >= min(len(found), least)
+    assert all(each.n <= max(values, found[0].n) for each in fewer)
 
 
 def test_small_chunks_are_joined_along_every_axis() -> None:
@@ -107,10 +123,10 @@ def test_a_source_reads_the_same_rows_from_one_array_and_from_one_a_feature(
     shape = grid[0]
     array = np.arange(math.prod(shape) * d, dtype=float).reshape(*shape, d)
     weight = np.arange(math.prod(shape)).reshape(shape)
-    joined, apart = Source((array,), weight), Source(tuple(np.moveaxis(array, -1, 0)))
+    together, apart = Source((array,), weight), Source(tuple(np.moveaxis(array, -1, 0)))
     for each in blocks_of(*grid, block, region):
         for box in each.regions:
-            x, w = joined.read(box)
+            x, w = together.read(box)
             np.testing.assert_array_equal(x, apart.read(box)[0])
             np.testing.assert_array_equal(x[:, 0], w * d)
             assert x.shape == (region_size(box), d)
