@@ -17,8 +17,9 @@ import numpy as np
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Samples, of_numpy, refusal, region_size
 from daskgmm.data.survey import survey_block
-from daskgmm.em.estep import Rows, completed, statistics
+from daskgmm.em.estep import Rows, completed, statistics, sums
 from daskgmm.em.loop import EM, EMState
+from daskgmm.em.prepared import prepare
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array, Frame
@@ -84,7 +85,7 @@ def calibrate(
                 return np.zeros((2, 3))
             pieces, decode = _timed(_read, samples, head)
             few = list(_cut(pieces, rows))
-            _, arithmetic = _timed(statistics, few, frame, [components], pool=False)
+            _, arithmetic = _timed(sums, few, prepare(frame, [components], pool=False))
             _, scan = _timed(survey_block, head, iter(pieces), np.empty(0, dtype=np.int64))
             return np.array([(decode, arithmetic, scan), (head.n, _n(few), head.n)])
 

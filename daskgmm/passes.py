@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Block, Region, Samples, Source, whole
-from daskgmm.em.estep import Rows, compile_statistics, completed, statistics
+from daskgmm.em.estep import Rows, compile_statistics, completed, sums
+from daskgmm.em.prepared import Prepared, prepare
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, Frame
@@ -85,8 +86,8 @@ class EMPass:
             self._compiled.add(dtype)
         self.n += 1
         known = self._scatter.get(dtype)
-        kernel = partial(_statistics, frame=self._frame, models=tuple(models), dtype=dtype, pool=known is None)
-        stats = total(self._samples, kernel)
+        prepared = prepare(self._frame, models, dtype, pool=known is None)
+        stats = total(self._samples, partial(_sums, prepared=prepared))
         if known is None:
             known = next((s.scatter for m, s in zip(models, stats, strict=True) if m.lean), None)
             if known is not None:
@@ -157,8 +158,8 @@ def check_memory(samples: Samples, limit: float | None = None, threads: int = 1)
         )
 
 
-def _statistics(block: Block, pieces: Iterator[Rows], **options: Any) -> tuple[Stats, ...]:
-    return statistics(pieces, **options)
+def _sums(block: Block, pieces: Iterator[Rows], prepared: Sequence[Prepared]) -> tuple[Stats, ...]:
+    return sums(pieces, prepared)
 
 
 def _box(kernel: Kernel, block: Block, pieces: Iterator[Rows]) -> npt.NDArray[np.generic]:

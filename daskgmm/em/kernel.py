@@ -12,6 +12,7 @@ or `moments` deletes the cache, ``rm daskgmm/em/__pycache__/*.nb?``.
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,19 @@ from daskgmm.em.softmax import compiled, soften
 # (measured: with 16 features and components, 28 to 40 ns; the two ways meet at 1.4 components a row, with 64 at 5).
 _PAIR, _PAIR_SQUARE = 1200, 2
 _LINE = 64  # bytes of a cache line
+_last = threading.local()
 _HELD_VALUES, _LEAST_HELD, _MOST_HELD = 2**17, 8, 128  # 1 MiB of rows that are held; of one component
 
 
 def workspace(tile: int, d: int, p: int, k: int, widest: int, dtype: Any) -> tuple[Any, ...]:
-    """Room for `accumulate` to work in, made once: where memory is returned at once, it is dear to come by."""
+    """Room for `accumulate` to work in, that this thread had last: where memory is returned, it is dear to come by."""
+    wanted = tile, d, p, k, widest, dtype
+    if getattr(_last, "wanted", None) != wanted:
+        _last.wanted, _last.room = wanted, _workspace(*wanted)
+    return _last.room
+
+
+def _workspace(tile: int, d: int, p: int, k: int, widest: int, dtype: Any) -> tuple[Any, ...]:
     many = min(max(_HELD_VALUES // (k * d), _LEAST_HELD), _MOST_HELD)
     return (
         _aligned((tile, d), dtype),
