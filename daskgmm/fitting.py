@@ -11,7 +11,7 @@ import numpy as np
 
 from daskgmm.blas import single_blas
 from daskgmm.caching import cached
-from daskgmm.data.blocks import Samples, of_numpy, refusal
+from daskgmm.data.blocks import Samples, joined, of_numpy, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.loop import EM, EMState, Info
 from daskgmm.em.moves import moves
@@ -78,7 +78,7 @@ def fit_mixture(
         A block of the data does not fit in a worker's memory.
     """
     check_memory(samples)
-    samples = cached(samples, options.persist)
+    samples = cached(joined(samples), options.persist)
     survey = survey_samples(samples, options, rng)
     frame = family.frame(survey.sample, survey.low, survey.high)
     _check_spread(samples, survey, options.n_components, family.reg_covar)
@@ -150,18 +150,19 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
     Of differences row by row: Vuong 1989, Likelihood Ratio Tests for Model Selection, Econometrica 57.
     """
     rows, weights = part.sample - em.frame.shift, part.sample_weight
+    before = em.log_densities(state.parameters, rows)
     while True:
         proposed = moves(em, state.parameters, part.sample, weights)
-        before = em.log_densities(state.parameters, rows)
         for parameters in proposed[:_TRIES]:
             try:
                 (moved,) = em.run([EMState(parameters)], one_pass, on_info)
             except ValueError:  # collapsed: the state has not
                 continue
-            gains = em.log_densities(moved.parameters, rows) - before
+            after = em.log_densities(moved.parameters, rows)
+            gains = after - before
             gain = np.average(gains, weights=weights)
             if gain > np.sqrt(np.average((gains - gain) ** 2, weights=weights) / len(gains)):
-                state = moved
+                state, before = moved, after
                 break
         else:
             return state

@@ -9,14 +9,15 @@ log joint = θ·φ, it takes no more than the moments of γ and their entropies,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import combinations, product
+from functools import partial, reduce
+from itertools import combinations, product, repeat
+from operator import add
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import entr, xlogy
 
 from daskgmm.em.estep import completed, log_densities, log_joint_of, soft_moments, statistics
@@ -48,6 +49,10 @@ class _Parts:
         """Both, side by side."""
         return _Parts(np.concatenate([self.moments, other.moments]), np.concatenate([self.entropies, other.entropies]))
 
+    def take(self, ks: Any) -> _Parts:
+        """These of them."""
+        return _Parts(self.moments[ks], self.entropies[ks])
+
     def fit(self, em: EM) -> tuple[float, Any]:
         """The bound, and the parameters that it belongs to."""
         try:
@@ -73,7 +78,7 @@ class _Change:
 
 
 def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
-    """Parameters of mixtures with one component split and two others merged, the most promising first.
+    """Parameters of mixtures with some components split and as many pairs of others merged, the most promising first.
 
     None of less than three components, or where one is too narrow for moments about the origin.
 
@@ -93,17 +98,35 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
     z = em.frame.apply(rows)
     log_joint, resp = _e_step(components, z)
     now = _Parts.of(em, z, resp, weights)
-    changes = _merges(em, now, resp, weights), _splits(em, now, rows, z, log_joint, resp, weights)
-    best = [
-        sorted((change for change in some if change.gain > -np.inf), key=lambda change: -change.gain)[:_CONSIDERED]
-        for some in changes
-    ]
+    split = partial(_split, replace(em, max_iter=_SPLIT_PASSES, single=True), rows, z, weights)
+    merges = _promising(_merges(em, now, resp, weights))
+    splits = _promising(map(split, range(k), repeat(now), resp, log_joint))
     fits = []
-    for merge, split in product(*best):
-        kept = np.setdiff1d(np.arange(k), merge.gone + split.gone)
-        if len(kept) == k - 3:
-            fits.append((_Parts(now.moments[kept], now.entropies[kept]) + merge.new + split.new).fit(em))
+    for changes in (*product(merges[:_CONSIDERED], splits[:_CONSIDERED]), *_several(merges, splits)):
+        gone = [c for change in changes for c in change.gone]
+        if len(set(gone)) == len(gone):
+            kept = np.setdiff1d(np.arange(k), gone)
+            parts = (change.new for change in changes)
+            fits.append(reduce(add, parts, now.take(kept)).fit(em))
     return [parameters for bound, parameters in sorted(fits, key=lambda fit: -fit[0]) if bound > -np.inf]
+
+
+def _promising(changes: Iterable[_Change]) -> list[_Change]:
+    return sorted((change for change in changes if change.gain > -np.inf), key=lambda change: -change.gain)
+
+
+def _several(merges: Sequence[_Change], splits: Sequence[_Change]) -> Iterator[tuple[_Change, ...]]:
+    """Growing sets of moves that have no components in common, each of which raises the bound by itself."""
+    chosen: tuple[_Change, ...] = ()
+    used: set[int] = set()
+    for split in splits:
+        taken = used.union(split.gone)
+        merge = next((merge for merge in merges if taken.isdisjoint(merge.gone)), None)
+        if used.isdisjoint(split.gone) and merge is not None and split.gain + merge.gain > 0:
+            chosen += (split, merge)
+            used = taken.union(merge.gone)
+            if len(chosen) > 2:
+                yield chosen
 
 
 def _merges(em: EM, now: _Parts, resp: Array, weights: Array) -> Iterator[_Change]:
@@ -121,22 +144,20 @@ def _merges(em: EM, now: _Parts, resp: Array, weights: Array) -> Iterator[_Chang
         yield _Change(change.gone, replace(change.new, entropies=entropies), gain)
 
 
-def _splits(
-    em: EM, now: _Parts, rows: Array, z: Array, log_joint: Array, resp: Array, weights: Array
-) -> Iterator[_Change]:
-    """Each component as two, likeliest after some EM on its rows."""
-    values = now.values(em)
-    local = replace(em, max_iter=_SPLIT_PASSES, single=False)
-    for k, (gammas, densities) in enumerate(zip(resp, log_joint, strict=True)):
-        held = np.flatnonzero(gammas > _HELD)
-        share = _upper(local, rows[held], z[:, held], (weights * gammas)[held], densities[held])
-        if share is not None:
-            upper = np.zeros_like(gammas)
-            upper[held] = share * gammas[held]
-            part = _Parts.of(em, z[:, held], upper[None, held], weights[held])
-            lower = _Parts(now.moments[k] - part.moments, np.array([entr(np.maximum(gammas - upper, 0)) @ weights]))
-            new = lower + part
-            yield _Change((k,), new, float(new.values(em).sum() - values[k]))
+def _split(
+    em: EM, rows: Array, z: Array, weights: Array, k: int, now: _Parts, gammas: Array, densities: Array
+) -> _Change:
+    """Component k as two, likeliest after some EM on its rows: of those γ (m,) and log joint densities (m,)."""
+    held = np.flatnonzero(gammas > _HELD)
+    share = _upper(em, rows[held], z[:, held], (weights * gammas)[held], densities[held])
+    if share is None:
+        return _Change((k,), now, -np.inf)
+    upper = np.zeros_like(gammas)
+    upper[held] = share * gammas[held]
+    part = _Parts.of(em, z[:, held], upper[None, held], weights[held])
+    lower = _Parts(now.moments[k] - part.moments, np.array([entr(np.maximum(gammas - upper, 0)) @ weights]))
+    new = lower + part
+    return _Change((k,), new, float(new.values(em).sum() - now.take([k]).values(em)[0]))
 
 
 def _e_step(components: Components, z: Array) -> tuple[Array, Array]:
@@ -155,8 +176,9 @@ def _upper(em: EM, x: Array, z: Array, weights: Array, densities: Array) -> Arra
     longest = np.linalg.eigh((centred * weights) @ centred.T)[1][:, -1]
     whole = _Parts.of(em, z, np.ones((1, len(x))), weights)
 
-    def one_pass(models: Sequence[Components], dtype: npt.DTypeLike) -> list[Stats]:
-        return [completed(s, m) for s, m in zip(statistics([(x, weights)], em.frame, models), models, strict=True)]
+    def one_pass(models: Sequence[Components], dtype: np.dtype[np.floating]) -> list[Stats]:
+        found = statistics([(x, weights)], em.frame, models, dtype)
+        return [completed(s, m) for s, m in zip(found, models, strict=True)]
 
     fits: list[EMState] = []
     for upper in (longest @ centred > 0, densities > np.median(densities)):  # along the longest axis, or inside out

@@ -14,7 +14,8 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import rq, solve_triangular
+from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dtrtri
 
 from daskgmm.families.frame import TOLERANCE, Array, Frame, lost
 
@@ -48,8 +49,19 @@ class GaussianComponents(ABC):
         if self.about is not None:
             return np.ones(len(self.means), dtype=bool)
         # The own mean is held to what `recentred` would look at again, so that no pass is made twice for good.
-        own = np.linalg.norm(self.means, axis=1) * self._narrowness
-        return ~((lost(self.radius * self._narrowness) <= TOLERANCE) & (lost(own) <= _STRICT))
+        return ~((lost(self._reach) <= TOLERANCE) & (lost(self._own_reach) <= _STRICT))
+
+    @property
+    def _reach(self) -> Array:
+        """How many of its least standard deviations away from it a row may be, that sums of a component take: (k,).
+
+        Where distances are taken to the means, and not by products about the origin, only those are that it holds.
+        """
+        return self._own_reach if self._apart else self.radius * self._narrowness
+
+    @property
+    def _own_reach(self) -> Array:
+        return np.linalg.norm(self.means, axis=1) * self._narrowness
 
     @property
     def _narrowness(self) -> Array:
@@ -58,9 +70,7 @@ class GaussianComponents(ABC):
 
     @property
     def coarse(self) -> bool:
-        reach = self.radius * self._narrowness
-        loss = np.where(self.direct, reach, reach**2) * np.finfo(np.float32).eps
-        return bool((loss <= _COARSE).all()) and not self.tight.any()
+        return bool((self._reach**2 * np.finfo(np.float32).eps <= _COARSE).all()) and not self.tight.any()
 
     @property
     def lean(self) -> bool:
@@ -72,8 +82,13 @@ class GaussianComponents(ABC):
         """Which z_i z_j are in φ."""
 
     @property
+    def _apart(self) -> bool:
+        """Are distances to the means taken because it is faster?"""
+        return False
+
+    @property
     def direct(self) -> npt.NDArray[np.bool_]:
-        return self.tight
+        return self.tight | (self._apart and not self.lean)
 
     def take(self, ks: npt.NDArray[np.intp]) -> Self:
         """These of the components."""
@@ -147,8 +162,9 @@ class DenseComponents(GaussianComponents):
 
     @staticmethod
     def triangular(factors: Array) -> Array:
-        """Upper triangular F of the same F Fᵀ, with a positive diagonal."""
-        upper = np.stack([rq(factor, mode="r") for factor in factors])
+        """Upper triangular F of the same F Fᵀ, with a positive diagonal: an RQ by the QR of what is turned round."""
+        lower = np.asarray(np.linalg.qr(factors[:, ::-1].transpose(0, 2, 1), mode="r"))
+        upper = lower.transpose(0, 2, 1)[:, ::-1, ::-1]
         return upper * np.sign(np.einsum("kii->ki", upper))[:, None, :]
 
     @staticmethod
@@ -156,11 +172,9 @@ class DenseComponents(GaussianComponents):
         return covariances + amount * np.eye(covariances.shape[-1])
 
     @staticmethod
-    def factorize(covariance: Array) -> Array:
-        """One covariance (d, d) to F = L⁻ᵀ, Σ = L Lᵀ."""
-        lower = np.linalg.cholesky(covariance)
-        inverse: Array = solve_triangular(lower, np.eye(len(lower)), lower=True)
-        return inverse.T
+    def factorize(covariances: Array) -> Array:
+        """Covariances (k, d, d) to F = L⁻ᵀ, Σ = L Lᵀ."""
+        return np.array([dtrtri(lower, lower=1)[0].T for lower in np.linalg.cholesky(covariances)])
 
     @staticmethod
     def invert(precision: Array) -> tuple[Array, Array]:
@@ -175,8 +189,8 @@ class DenseComponents(GaussianComponents):
         return _triangle(self.means.shape[1])
 
     @property
-    def direct(self) -> npt.NDArray[np.bool_]:
-        return self.tight | (self.means.shape[1] >= _DIRECT_FEATURES and not self.lean)
+    def _apart(self) -> bool:
+        return self.means.shape[1] >= _DIRECT_FEATURES and not self.pooled
 
     @staticmethod
     def _variances(covariances: Array) -> Array:
@@ -226,10 +240,10 @@ class DiagonalComponents(GaussianComponents):
         return covariances + amount
 
     @staticmethod
-    def factorize(covariance: Array) -> Array:
-        if not np.all(covariance > 0):
+    def factorize(covariances: Array) -> Array:
+        if not np.all(covariances > 0):
             raise np.linalg.LinAlgError("a variance is not positive")
-        return covariance**-0.5
+        return covariances**-0.5
 
     @staticmethod
     def invert(precision: Array) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,16 +88,17 @@ class Gaussian:
         return GaussianParameters(counts / counts.sum(), means, covariances, factors)
 
     def factorize(self, covariances: Array, counts: Array) -> Array:
-        factors = np.empty_like(covariances)
-        for k, covariance in enumerate(covariances):
+        with suppress(np.linalg.LinAlgError):
+            return self.algebra.factorize(covariances)
+        for k in range(len(covariances)):
             try:
-                factors[k] = self.algebra.factorize(covariance)
+                self.algebra.factorize(covariances[k : k + 1])
             except np.linalg.LinAlgError:
-                raise CollapsedComponentError(
-                    f"component {k} collapsed ({counts[k]:.1f} samples, {covariance.shape[-1]} features): "
-                    "raise reg_covar or lower n_components"
-                ) from None
-        return factors
+                break
+        raise CollapsedComponentError(
+            f"component {k} collapsed ({counts[k]:.1f} samples, {covariances.shape[-1]} features): "
+            "raise reg_covar or lower n_components"
+        )
 
     def from_precisions(self, precisions: Array) -> tuple[Array, Array]:
         """Covariances and factors of given precisions, each (k, …)."""
@@ -130,7 +132,7 @@ class Gaussian:
             merge(alive.weights * len(kept) / k, np.asarray(1 / k)),
             merge(alive.means, rows),
             merge(alive.covariances, covariance),
-            merge(alive.factors, self.algebra.factorize(covariance)),
+            merge(alive.factors, self.algebra.factorize(covariance[None])),
         )
 
     def n_parameters(self, k: int, d: int) -> int:

@@ -55,7 +55,7 @@ def counted(k: int) -> Iterator[list[float]]:
         for where, name, rows in (
             (fitting, "moves", lambda em, parameters, rows, weights: 2 * len(rows)),  # an E-step; moments, twice
             (EM, "log_densities", lambda em, parameters, rows: len(rows)),
-            (moves, "statistics", lambda pieces, frame, models: 2 / k * len(pieces[0][0])),
+            (moves, "statistics", lambda pieces, frame, models, dtype: 2 / k * len(pieces[0][0])),
         ):
             stack.enter_context(patch.object(where, name, count(getattr(where, name), rows)))
         yield visited
