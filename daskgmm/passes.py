@@ -30,6 +30,9 @@ from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, Frame
 
 _FAN_IN = 8
+# Tasks that a thread of this process takes at a time, where there are enough: as short as those on rows in memory may
+# be, a pass takes 4 to 9 % less (measured: 2 cores, tasks of 2 to 6 ms).
+_BATCH = 2
 # Of a worker's memory limit: what a bare worker holds once the kernel is loaded (measured: 62 MiB of Dask, with NumPy,
 # SciPy, Zarr and Numba 201, with xarray 234), and the share above which Dask begins to spill and to pause.
 _WORKER_BASE = 240 * 2**20
@@ -257,7 +260,8 @@ def _add(summands: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 def _get(samples: Samples) -> Callable[[dict[Any, Any], Any], Any]:
     """Dask's function that computes keys of a graph: each result comes here from where it was made."""
-    return dask.base.get_scheduler(scheduler=_scheduler(samples)) or dask.threaded.get
+    get = dask.base.get_scheduler(scheduler=_scheduler(samples)) or dask.threaded.get
+    return partial(get, chunksize=_BATCH) if samples.in_memory and get is dask.threaded.get else get
 
 
 def active_client() -> Any:

@@ -16,8 +16,11 @@ import peers
 import zarr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from passes import ours, plain
 from peers import in_memory, mixture, on_workers, our_pass, write_store
+from problems import PROBLEMS
 
+from daskgmm.data.blocks import joined
 from daskgmm.data.open import open_samples
 
 _AXES = {  # (rows, features, components), of which one varies
@@ -25,7 +28,10 @@ _AXES = {  # (rows, features, components), of which one varies
     "features": [(100_000, d, 16) for d in (4, 8, 16, 32, 64)],
     "components": [(100_000, 16, k) for k in (4, 8, 16, 32, 64)],
 }
-_COLOURS = {"daskgmm": "#0072B2", "oneDAL": "#D55E00", "scikit-learn": "#009E73"}  # Okabe & Ito 2008
+_PEERS = ("daskgmm", "oneDAL", "scikit-learn")
+# Okabe & Ito 2008
+_COLOURS = {"daskgmm": "#0072B2", "oneDAL": "#D55E00", "scikit-learn": "#009E73", "plain EM": "#CC79A7"}
+_PROBLEMS, _LIMIT, _NEAR = (3, 6, 8), 600, 1e-6  # of those in problems.py; passes; nats a row, taken as none
 _SIZES = (300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000)
 _FAINT = "#8a8a8a"
 
@@ -38,7 +44,7 @@ def draw_shapes(share: float) -> Figure:
     for i, (axes, (name, shapes)) in enumerate(zip(panels, _AXES.items(), strict=True)):
         shapes = [(_rows(n, share), d, k) for n, d, k in shapes]
         at = [shape[i] for shape in shapes]
-        for library, times in zip(_COLOURS, zip(*map(_iteration, shapes), strict=True), strict=True):
+        for library, times in zip(_PEERS, zip(*map(_iteration, shapes), strict=True), strict=True):
             axes.loglog(at, times, marker="o", markersize=4, color=_COLOURS[library], label=library)
         fixed = zip(_AXES, shapes[0], strict=True)
         _label(axes, name, "seconds" if i == 0 else "", at)
@@ -70,12 +76,34 @@ def draw_places(share: float) -> Figure:
         times = {
             "1 worker,\nstore": on_workers(path, start, 1),
             "2 workers,\nstore": on_workers(path, start, 2),
-            "threads,\nstore": our_pass(open_samples(path), start)(),
+            "threads,\nstore": our_pass(joined(open_samples(path)), start)(),
             "threads,\nmemory": our_pass(in_memory(zarr.open_array(path, mode="r")[:]), start)(),
         }
     bars = axes.bar(list(times), list(times.values()), width=0.6, color=_COLOURS["daskgmm"])
     axes.bar_label(bars, fmt="%.3g s", padding=2)
     axes.set_ylabel("seconds")
+    return figure
+
+
+def draw_passes(share: float) -> Figure:
+    """How far from the best likelihood known a fit is after so many passes, and after so many seconds."""
+    title = "Distance to the best likelihood found, nats a row: plain EM from k-means on all rows, and daskgmm"
+    figure, panels = _figure(12, 7, len(_PROBLEMS), title, rows=2)
+    for i, problem in enumerate(PROBLEMS[number] for number in _PROBLEMS):
+        X = problem.make()
+        X = X[: _rows(len(X), share)]
+        courses = {
+            "plain EM": plain(X, problem.n_components, _LIMIT, 0),
+            "daskgmm": ours(X, problem.n_components, 0),
+        }
+        best = max(course.bounds.max() for course in courses.values())
+        for axes, name in ((panels[i], "passes"), (panels[i + len(_PROBLEMS)], "seconds")):
+            for label, course in courses.items():
+                left = np.maximum(best - course.bounds, _NEAR)
+                axes.loglog(getattr(course, name), left, color=_COLOURS[label], label=label, marker=".", markersize=3)
+            axes.set_xlabel(name)
+        panels[i].set_title(f"{problem.name}, K = {problem.n_components}", fontsize=10)
+    panels[0].legend(frameon=False)
     return figure
 
 
@@ -94,10 +122,10 @@ def _rows(n: int, share: float) -> int:
     return max(1000, round(n * share))
 
 
-def _figure(width: float, height: float, n: int, title: str) -> tuple[Figure, Sequence[Axes]]:
+def _figure(width: float, height: float, n: int, title: str, rows: int = 1) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    panels = figure.subplots(1, n, squeeze=False, sharey=True)[0]
+    panels = figure.subplots(rows, n, squeeze=False, sharey=True).ravel()
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -112,7 +140,12 @@ def _label(axes: Axes, x: str, y: str, ticks: Sequence[int]) -> None:
     axes.minorticks_off()
 
 
-PICTURES: dict[str, Draw] = {"shapes": draw_shapes, "growth": draw_growth, "places": draw_places}
+PICTURES: dict[str, Draw] = {
+    "shapes": draw_shapes,
+    "passes": draw_passes,
+    "growth": draw_growth,
+    "places": draw_places,
+}
 
 
 @click.command()

@@ -246,6 +246,35 @@ def test_kernels_agree(model: CovarianceModel) -> None:
         _same_parameters(after, results[0][1], 1e-11)
 
 
+def test_rows_far_from_a_component_cost_it_no_digits_where_distances_are_taken() -> None:
+    """A narrow component's own rows decide in what precision its sums are right, not those that a wide one holds."""
+    rng = np.random.default_rng(0)
+    d, means = 40, np.zeros((3, 40))
+    means[1, 0] = means[2, 1] = 1
+    scales = np.array([0.01, 0.02, 300])
+    which = rng.integers(3, size=3000)
+    x = means[which] + scales[which, None] * rng.standard_normal((3000, d))
+    frame = replace(Frame.identity(d), radius=float(np.linalg.norm(x, axis=1).max()))
+    unit = np.array([np.eye(d)] * 3)
+    wide = scales[:, None, None]
+    family = Gaussian(MODELS["full"])
+    components = family.components(GaussianParameters(np.full(3, 1 / 3), means, unit * wide**2, unit / wide), frame)
+    assert not components.tight.any()
+    assert components.coarse
+    about_own = replace(components, about=components.means)
+    found, single, expected = (
+        family.maximize(model, statistics([(x, None)], frame, [model], dtype)[0].moments, frame)
+        for model, dtype in (
+            (components, np.dtype(np.float64)),
+            (components, np.dtype(np.float32)),
+            (about_own, np.dtype(np.float64)),
+        )
+    )
+    for k in range(3):
+        assert found.covariances[k] == pytest.approx(expected.covariances[k], abs=1e-8 * scales[k] ** 2)
+        assert single.covariances[k] == pytest.approx(expected.covariances[k], abs=1e-3 * scales[k] ** 2)
+
+
 @every_model
 def test_centres_do_not_matter(model: CovarianceModel) -> None:
     """Moments about any centres lead to the same parameters; they are looked for anew only where they lie far off."""

@@ -89,6 +89,24 @@ def test_a_move_frees_a_mixture_with_two_components_on_one_group_and_one_on_two(
     assert freed.lower_bound == pytest.approx(best.lower_bound, abs=1e-6)
 
 
+def test_moves_that_have_nothing_in_common_are_made_at_once() -> None:
+    """Two far copies of the same groups, in each of which two components are on one group and one is on two."""
+    rows, weights, group = _groups(6000, 1)
+    copy = np.random.default_rng(0).integers(2, size=len(rows))
+    wrong = np.select([(group == 0) & (rows[:, 1] > 0), group == 0, group <= 2], [0, 1, 2], group) + 5 * copy
+    group, rows = group + 5 * copy, rows + 40.0 * copy[:, None]
+    em = _em(MODELS["full"], rows)
+    z = em.frame.apply(rows)
+    with single_blas():
+        best, stuck = (
+            _fit(em, _Parts.of(em, z, np.eye(10)[:, which], weights).fit(em)[1], rows, weights)
+            for which in (group, wrong)
+        )
+        freed = _fit(em, moves(em, stuck.parameters, rows, weights)[0], rows, weights)
+    assert stuck.lower_bound < best.lower_bound - 0.1
+    assert freed.lower_bound == pytest.approx(best.lower_bound, abs=1e-6)
+
+
 @every_model
 def test_two_components_leave_nothing_to_move(model: CovarianceModel) -> None:
     rows, weights, group = _groups(500, 2)
