@@ -16,7 +16,7 @@ import numpy as np
 
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Samples, of_numpy, refusal, region_size
-from daskgmm.data.survey import survey_block
+from daskgmm.data.survey import merge, survey_block
 from daskgmm.em.estep import Rows, completed, statistics, sums
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.prepared import prepare
@@ -67,50 +67,59 @@ def calibrate(
     end = time.perf_counter() + budget
     rng = np.random.RandomState(0)
     spread = np.unique(np.linspace(0, len(samples.blocks) - 1, _TRIALS).astype(int))
-    first, *others = (_head(samples, samples.blocks[i]) for i in rng.permutation(spread))
+    heads = [_head(samples, samples.blocks[i]) for i in rng.permutation(spread)]
     threads = min(at_once, len(spread), _THREADS)
     with single_blas(), ThreadPoolExecutor(threads) as pool:
-        pieces = _read(samples, first)
-        components, frame = _typical(samples, family, k, first, pieces, missing, rng)
-        few = list(_cut(pieces, _FEW))
-        for _ in range(2):  # the first call loads compiled code
-            (stats,), seconds = _timed(statistics, few, frame, [components])
-        rows = max(_FEW, int(_n(few) / seconds * budget / _TRIALS))
+        components, frame = _typical(samples, family, k, heads, missing, rng)
+        few = list(_cut(_read(samples, heads[0]), _FEW))
+        kinds = [prepare(frame, [components], np.dtype(kind), pool=False) for kind in (_most(components), np.float64)]
+        for prepared in kinds * 2:  # the first call loads compiled code
+            _, seconds = _timed(sums, few, prepared)
+        (stats,) = statistics(few, frame, [components])
+        rows = max(_FEW, int(_n(few) / seconds * budget / _TRIALS / len(kinds)))
         _, maximize = _timed(_maximize, family, components, stats, frame)
         _, combine = _timed(_combine, [pickle.dumps(stats)] * _FAN_IN)
 
         def attempt(i: int, head: Block) -> Array:
-            """Seconds and rows, of reading, of arithmetic and of the survey."""
+            """Seconds and rows, of reading, of both kinds of arithmetic and of the survey."""
             if i >= max(2, threads) and time.perf_counter() > end:
-                return np.zeros((2, 3))
+                return np.zeros((2, 4))
             pieces, decode = _timed(_read, samples, head)
             few = list(_cut(pieces, rows))
-            _, arithmetic = _timed(sums, few, prepare(frame, [components], pool=False))
+            times = [_timed(sums, few, prepared)[1] for prepared in kinds]
             _, scan = _timed(survey_block, head, iter(pieces), np.empty(0, dtype=np.int64))
-            return np.array([(decode, arithmetic, scan), (head.n, _n(few), head.n)])
+            return np.array([(decode, *times, scan), (head.n, _n(few), _n(few), head.n)])
 
-        seconds, done = np.sum(list(pool.map(attempt, range(_TRIALS), [*others, first])), axis=0)
-    decode, arithmetic, scan = (seconds / done).tolist()
-    return Rates(decode, arithmetic, scan, maximize, combine), components
+        seconds, done = np.sum(list(pool.map(attempt, range(_TRIALS), [*heads[1:], heads[0]])), axis=0)
+    decode, arithmetic, exact, scan = (seconds / done).tolist()
+    return Rates(decode, arithmetic, exact, scan, maximize, combine), components
+
+
+def _most(components: Components) -> type[np.floating]:
+    """The precision of most passes."""
+    return np.float32 if components.coarse else np.float64
 
 
 def _typical(
     samples: Samples,
     family: Family,
     k: int,
-    head: Block,
-    pieces: list[Rows],
+    heads: Sequence[Block],
     missing: str,
     rng: np.random.RandomState,
 ) -> tuple[Components, Frame]:
-    """Components about as wide as those of a fit, and where the rows suffice, after a few steps of EM."""
-    survey = survey_block(head, iter(pieces), np.arange(head.start, head.start + head.n))
+    """Components about as wide as those of a fit, and where the rows suffice, after a few steps of EM.
+
+    Of rows from several places: those of one are more alike than all.
+    """
+    places = [replace(head, regions=head.regions[:1]) for head in heads]
+    survey = merge([survey_block(at, iter(_read(samples, at)), np.arange(at.start, at.start + at.n)) for at in places])
     if survey.bad is not None and missing != "drop":
         position, feature, value = survey.bad
         raise refusal(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
     if not survey.n:
         raise ValueError(
-            f"none of the {head.n} rows from {samples.locate(head.start)} on is finite, so nothing can be tried: "
+            f"none of the {sum(at.n for at in places)} rows that were looked at is finite, so nothing can be tried: "
             "leave out the variables that are missing there"
         )
     rows = survey.sample
@@ -130,6 +139,11 @@ def _typical(
         em = EM(family, frame, rows - frame.shift, 0, _STEPS, accelerate=False)
         with suppress(ValueError):  # a component without rows: the start has to do
             parameters = em.run([EMState(parameters)], EMPass(seeded, frame), lambda info: None)[0].parameters
+    tight = family.components(parameters, frame).tight
+    if tight.any() and not tight.all():  # of few rows yet: as wide as the largest of the others
+        largest = int(np.argmax(np.where(tight, 0, parameters.weights)))
+        for values in (parameters.covariances, parameters.factors):
+            values[tight] = values[largest]
     return family.components(parameters, frame), frame
 
 

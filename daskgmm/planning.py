@@ -18,10 +18,10 @@ from daskgmm.families.base import Components
 from daskgmm.passes import _FAN_IN, worker_memory
 
 PASSES = (4, 8, 20)  # EM's passes over all rows after a start on a sample: few, typical, many
-# EM's passes over the sample, on all cores; moves from there, as passes on one core and as seconds a component. On nine
-# problems of 2 to 16 features and 6 to 16 components: 19 to 208 passes, most of them 20 to 60; 2 to 4 times moves were
-# looked for, each of which took a third of this, about.
-_SAMPLE_PASSES, _MOVE_PASSES, _MOVE_SECONDS = 40, 180, 0.06
+# EM's passes over the sample, on all cores; moves from there, as passes on one core and as seconds a component. On ten
+# problems of 2 to 64 features and 6 to 16 components: 19 to 157 passes, half of them more than 50, most in single
+# precision; 1 to 4 times moves were looked for; least squares of the relative errors.
+_SAMPLE_PASSES, _MOVE_PASSES, _MOVE_SECONDS = 40, 55, 0.055
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Rates:
     """How fast it goes. Seconds of one core; what `daskgmm.calibration` does not measure has a default."""
 
     decode: float  # s a row: read, decompress, join
-    arithmetic: float  # s a row: E-step and moments
+    arithmetic: float  # s a row: E-step and moments, in single precision if that will do
+    exact: float  # s a row: the same in double precision, as in the last pass
     scan: float  # s a row: the survey, less reading
     maximize: float  # s a pass: the driver's M-step
     combine: float  # s a sum: unpack the statistics of a fan-in, and add them
@@ -93,11 +94,11 @@ class Plan:
         broadcast  = ⌈log₂(w + 1)⌉ × (latency + message / bandwidth)
 
     where w is the number of workers, or of cores where more workers share those of this machine; a message is
-    8 k p bytes, and whoever has the parameters hands them on. A fit takes::
+    8 k p bytes, and whoever has the parameters hands them on. The last pass takes the exact arithmetic. A fit takes::
 
-        fit        = start + survey + sample + passes × pass
+        fit        = start + survey + sample + (passes - 1) × pass + last pass
         survey     = max(⌈blocks / w⌉ × (rows / blocks × (decode + scan) + task), blocks × dispatch)
-        sample     = (40 / cores of the driver + 180) × its rows × arithmetic + 0.06 s × k
+        sample     = (40 / cores of the driver + 55) × its rows × arithmetic + 0.055 s × k
 
     Not in it: other users of the cores, the disk or the network, and storage that is slower for many than for one.
     """
@@ -115,7 +116,8 @@ class Plan:
 
     @property
     def compute(self) -> float:
-        return self._blocks(self.rates.decode + self.rates.arithmetic)
+        arithmetic = self.rates.arithmetic if self.work.sample_rows else self.rates.exact
+        return self._blocks(self.rates.decode + arithmetic)
 
     @property
     def scheduling(self) -> float:
@@ -133,6 +135,10 @@ class Plan:
     def one_pass(self) -> float:
         around = self.rates.submit + self.broadcast + self.reduction + self.rates.maximize
         return max(self.compute, self.scheduling) + around
+
+    @property
+    def last_pass(self) -> float:
+        return replace(self, rates=replace(self.rates, arithmetic=self.rates.exact)).one_pass
 
     @property
     def survey(self) -> float:
@@ -154,7 +160,7 @@ class Plan:
     def seconds(self, passes: int | None = None) -> float:
         """Of the whole fit."""
         passes = self.passes if passes is None else passes
-        return self.rates.start + self.survey + self.sample + passes * self.one_pass
+        return self.rates.start + self.survey + self.sample + (passes - 1) * self.one_pass + self.last_pass
 
     def _blocks(self, seconds_a_row: float) -> float:
         a_block = self.work.rows / self.work.blocks * seconds_a_row + self.rates.task

@@ -29,7 +29,7 @@ from daskgmm.families.gaussian import Gaussian
 from daskgmm.passes import check_memory, total, worker_memory
 from daskgmm.planning import Plan, Rates, Work, flops_a_row
 
-RATES = Rates(decode=1e-7, arithmetic=2e-7, scan=5e-8, maximize=1e-3, combine=1e-4)
+RATES = Rates(decode=1e-7, arithmetic=2e-7, exact=3e-7, scan=5e-8, maximize=1e-3, combine=1e-4)
 
 
 def blank(k: int, d: int, covariance: str = "full") -> GaussianComponents:
@@ -142,6 +142,8 @@ def test_a_pass_is_the_sum_of_its_terms() -> None:
     assert plan.broadcast == pytest.approx(3 * (5e-3 + 1e-5))
     assert plan.one_pass == pytest.approx(plan.compute + plan.reduction + plan.broadcast + 1e-3 + 0.03)
     assert plan.seconds(9) - plan.seconds(8) == pytest.approx(plan.one_pass)
+    assert plan.last_pass - plan.one_pass == pytest.approx(16 * 100_000 * 1e-7)  # in double precision
+    assert plan.seconds(1) == pytest.approx(RATES.start + plan.survey + plan.sample + plan.last_pass)
 
 
 def test_the_scheduler_bounds_many_workers() -> None:
@@ -187,7 +189,7 @@ def test_the_command_reports_each_term_and_writes_nothing(folder: Path) -> None:
     found = json.loads(result.stdout)
     assert found["work"]["rows"] == 3000
     assert found["passes"] == 5
-    seconds = found["rates"]["start"] + found["survey"] + found["sample"] + 5 * found["one_pass"]
+    seconds = found["rates"]["start"] + found["survey"] + found["sample"] + 4 * found["one_pass"] + found["last_pass"]
     assert found["minutes"] == pytest.approx(seconds / 60)
     assert found["core_hours"] == pytest.approx(seconds / 3600)
     text = run(*args).stdout

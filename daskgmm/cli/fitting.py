@@ -32,6 +32,9 @@ covariance_option = click.option(
     default="full",
     show_default=True,
 )
+reg_covar_option = click.option(
+    "--reg-covar", type=click.FloatRange(0), default=1e-6, show_default=True, help="Added to variances."
+)
 
 
 @click.command()
@@ -50,7 +53,7 @@ covariance_option = click.option(
     default="kmeans",
     show_default=True,
 )
-@click.option("--reg-covar", type=click.FloatRange(0), default=1e-6, show_default=True, help="Added to variances.")
+@reg_covar_option
 @click.option(
     "--subsample", type=click.IntRange(0), default=100_000, show_default=True, help="Rows to start on; 0: all."
 )
@@ -115,6 +118,7 @@ def fit(
 @click.argument("store")
 @components_option
 @covariance_option
+@reg_covar_option
 @click.option("--workers", type=click.IntRange(1), help="Worker processes, of one thread each.  [default: one a core]")
 @click.option("--remote", is_flag=True, help="The workers have cores of their own, as fast as this machine's.")
 @click.option("--memory-limit", metavar="SIZE", help="Of each worker, e.g. 1GiB: refuse what does not fit.")
@@ -127,6 +131,7 @@ def plan(
     store: str,
     n_components: int,
     covariance_type: str,
+    reg_covar: float,
     workers: int | None,
     remote: bool,
     memory_limit: str | None,
@@ -155,7 +160,7 @@ def plan(
     samples = samples_in(store, array, variables, missing)
     if memory_limit is not None:
         check_memory(samples, parse_bytes(memory_limit))
-    family = Gaussian(MODELS[covariance_type], reg_covar=1e-6)
+    family = Gaussian(MODELS[covariance_type], reg_covar)
     workers = workers or CPU_COUNT
     at_once = CPU_COUNT if remote else min(workers, CPU_COUNT)
     rates, components = calibrate(samples, family, n_components, missing=missing, at_once=at_once, budget=budget)
@@ -166,9 +171,10 @@ def plan(
 
 def _figures(plan: Plan, few: int, many: int) -> dict[str, Any]:
     """A plan with every term, in bytes and seconds."""
-    terms = ("compute", "scheduling", "reduction", "broadcast", "one_pass", "survey", "sample", "most_workers")
+    terms = ("compute", "scheduling", "reduction", "broadcast", "one_pass", "last_pass", "survey", "sample")
     return {
         **asdict(plan),
+        "most_workers": plan.most_workers,
         **{name: getattr(plan, name) for name in terms},
         "minutes": plan.seconds() / 60,
         "least_minutes": plan.seconds(few) / 60,
@@ -200,7 +206,7 @@ def _words(plan: Plan, few: int, many: int) -> dict[str, str]:
         "reduction": f"{plan.reduction:.3g} s: messages of {format_bytes(work.message_bytes)}",
         "broadcast": f"{plan.broadcast:.3g} s",
         "M-step": f"{rates.maximize:.3g} s (measured)",
-        "a pass": f"{plan.one_pass:.3g} s",
+        "a pass": f"{plan.one_pass:.3g} s, the last one {plan.last_pass:.3g} s",
         "before": f"{rates.start:.3g} s to start, {plan.survey:.3g} s of survey, {plan.sample:.3g} s on a sample",
         "passes": f"{plan.passes} ({typical}), and the survey",
         "minutes": f"{plan.seconds() / 60:.3g}{span}",
