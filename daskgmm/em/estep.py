@@ -44,7 +44,7 @@ def sums(pieces: Iterable[Rows], prepared: Sequence[Prepared]) -> tuple[Stats, .
     ]
     n = [0] * len(prepared)
     for x, weights in pieces:
-        for x_strip, w_strip in strips(x, weights, whole=True):
+        for x_strip, w_strip in strips(x, weights):
             for i, each in enumerate(arguments):
                 n[i] += kernel.accumulate(x_strip, w_strip, *each)
     stats = {
@@ -170,15 +170,15 @@ def framed(pieces: Iterable[Rows], frame: Frame) -> Iterator[tuple[Array, Array 
             yield frame.apply(strip[good]), None if weights is None else w[good]
 
 
-def strips(x: npt.NDArray[np.generic], weights: Array | None, whole: bool = False) -> Iterator[tuple[Array, Array]]:
+def strips(x: npt.NDArray[np.generic], weights: Array | None) -> Iterator[tuple[Array, Array]]:
     """Some rows at a time, as double precision or, if x is so, single; the weights are empty where there are none.
 
-    What is not so already is copied to the same place strip after strip; what is may stay ``whole``.
+    What is not so already is copied to the same place strip after strip; what is has the same strips, so that bits do
+    not depend on where rows were kept.
     """
     rows = max(LARGEST_TILE, _STRIP_VALUES // max(1, x.shape[1]))
     dtype = np.dtype(np.float32) if x.dtype == np.float32 else DOUBLE
     ready = x.dtype == dtype and x.flags.carray  # for arrays that are read-only, all would be compiled once more
-    rows = max(1, len(x)) if ready and whole else rows
     buffer, none = np.empty((0 if ready else min(rows, len(x)), x.shape[1]), dtype), np.empty(0)
     for at in _spans(len(x), rows):
         strip: Any = x[at]

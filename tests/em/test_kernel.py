@@ -163,6 +163,19 @@ def test_models_that_share_a_pass_have_the_bits_they_have_alone() -> None:
 
 
 @every_model
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_rows_that_are_read_only_have_the_same_bits(model: CovarianceModel, dtype: Any) -> None:
+    """As those are that were kept on one worker and came to another."""
+    x, frame, components = _mixture(model, 35, 4, n=12_345)
+    x = x.astype(dtype)
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    (one,), (other,) = (statistics([(rows, None)], frame, [components]) for rows in (x, fixed))
+    assert one.log_likelihood == other.log_likelihood
+    assert np.array_equal(one.moments, other.moments)
+
+
+@every_model
 @pytest.mark.parametrize("d", [3, 16])
 def test_single_precision_rows_far_from_the_origin(model: CovarianceModel, d: int) -> None:
     """They are what they are in double precision, to the bit: their distance to the shift is rounded only after."""
