@@ -91,7 +91,8 @@ def ours(X: Array, k: int, seed: int) -> Course:
     visited = (np.cumsum([info.n_samples * info.n_models for info in fit.history_]) + sum(moving)) / len(X)
     on_data = np.array([info.stage == "data" for info in fit.history_])
     bounds = np.array([info.lower_bound for info in fit.history_])
-    return Course(bounds[on_data], visited[on_data], np.array(times)[on_data], visited[~on_data].max(), seconds)
+    sampled = visited[~on_data].max(initial=0)
+    return Course(bounds[on_data], visited[on_data], np.array(times)[on_data], sampled, seconds)
 
 
 @click.command()
