@@ -198,7 +198,7 @@ def joined(samples: Samples) -> Samples:
     """The same rows of a store in fewer, longer blocks, where there are many: for work that returns little."""
     if samples.in_memory or samples.graph:
         return samples
-    values = max(1, samples.blocks[0].n * samples.n_features)
+    values = samples.blocks[0].n * samples.n_features
     many = max(1, min(_JOINED_VALUES // values, len(samples.blocks) // _LEAST_JOINED))
     blocks = [samples.blocks[i : i + many] for i in range(0, len(samples.blocks), many)]
     return replace(

@@ -24,7 +24,7 @@ from daskgmm.em.softmax import compiled, soften
 # (measured: with 16 features and components, 28 to 40 ns; the two ways meet at 1.4 components a row, with 64 at 5).
 _PAIR, _PAIR_SQUARE = 1200, 2
 _LINE = 64  # bytes of a cache line
-_last = threading.local()
+_last = threading.local()  # what each thread worked in last
 _HELD_VALUES, _LEAST_HELD, _MOST_HELD = 2**17, 8, 128  # 1 MiB of rows that are held; of one component
 
 

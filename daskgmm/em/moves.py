@@ -1,4 +1,4 @@
-"""Moves to better optima: one component is split in two, and two others are merged.
+"""Moves to better optima: components are split in two, and as many pairs of others are merged.
 
 EM cannot carry a component from where there are too many to where there are too few. The moves are those of Ueda,
 Nakano, Ghahramani & Hinton 2000, SMEM Algorithm for Mixture Models, Neural Computation 12; here they are compared by a
@@ -92,8 +92,7 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
     """
     components = em.family.components(parameters, em.frame)
     k = len(components.means)
-    reach = np.linalg.norm(components.means, axis=1) * np.linalg.norm(components.factors.reshape(k, -1), axis=1)
-    if k < 3 or (lost(reach) > _LOST).any():
+    if k < 3 or (lost(components.own_reach) > _LOST).any():
         return []
     z = em.frame.apply(rows)
     log_joint, resp = _e_step(components, z)

@@ -52,6 +52,10 @@ class Components(Protocol):
         """(k,): the components whose distances to the mean are taken, as they are tight or because it is faster."""
 
     @property
+    def own_reach(self) -> Array:
+        """(k,): how many of its least standard deviations each mean is from the origin, at most."""
+
+    @property
     def centres(self) -> Array:
         """(k, d): what the moments are about; the origin but for tight components."""
 

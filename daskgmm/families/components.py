@@ -49,7 +49,7 @@ class GaussianComponents(ABC):
         if self.about is not None:
             return np.ones(len(self.means), dtype=bool)
         # The own mean is held to what `recentred` would look at again, so that no pass is made twice for good.
-        return ~((lost(self._reach) <= TOLERANCE) & (lost(self._own_reach) <= _STRICT))
+        return ~((lost(self._reach) <= TOLERANCE) & (lost(self.own_reach) <= _STRICT))
 
     @property
     def _reach(self) -> Array:
@@ -57,10 +57,11 @@ class GaussianComponents(ABC):
 
         Where distances are taken to the means, and not by products about the origin, only those are that it holds.
         """
-        return self._own_reach if self._apart else self.radius * self._narrowness
+        return self.own_reach if self._apart else self.radius * self._narrowness
 
     @property
-    def _own_reach(self) -> Array:
+    def own_reach(self) -> Array:
+        """How many of its least standard deviations each component's mean is from the origin, at most: (k,)."""
         return np.linalg.norm(self.means, axis=1) * self._narrowness
 
     @property
