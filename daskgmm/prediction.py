@@ -20,6 +20,7 @@ from daskgmm.em.estep import (
     log_joint_of,
     probabilities,
 )
+from daskgmm.em.prepared import DOUBLE, LEAST
 from daskgmm.families.base import Components
 from daskgmm.passes import rows, total
 
@@ -34,10 +35,11 @@ class Output:
     dtype: type
     absent: float  # where a sample is missing
     per_component: bool = False
+    least: float = LEAST[DOUBLE]  # responsibility that counts
 
 
 LABELS = Output("labels", "component", labels, np.intp, -1)
-PROBA = Output("proba", "responsibility of the component", probabilities, np.float64, np.nan, per_component=True)
+PROBA = Output("proba", "responsibility of the component", probabilities, np.float64, np.nan, True, least=0.0)
 LOG_DENSITY = Output("log_density", "log-density", log_densities, np.float64, np.nan)
 LOG_CERTAINTY = Output("log_certainty", "log of the largest responsibility", log_certainties, np.float64, np.nan)
 
@@ -95,7 +97,7 @@ def predict_block(
     results: tuple[npt.NDArray[Any], ...] = tuple(
         np.empty((block.n, k) if output.per_component else block.n, dtype=output.dtype) for output in outputs
     )
-    start = 0
+    start, least = 0, min(output.least for output in outputs)
     for x, _ in pieces:
         finite = np.isfinite(x)
         good = np.all(finite, axis=1)
@@ -104,7 +106,7 @@ def predict_block(
             feature = int(np.argmin(finite[row]))
             where = place(block, start + row, feature)
             raise refusal(where, x[row, feature], "pass missing='drop' to mark such samples")
-        for at, log_joint in log_joint_of(x, model):
+        for at, log_joint in log_joint_of(x, model, least):
             here = slice(start + at.start, start + at.stop)
             for output, result in zip(outputs, results, strict=True):
                 found = output.of(log_joint.copy() if len(outputs) > 1 else log_joint)

@@ -110,14 +110,16 @@ def soft_moments(z: Array, resp: Array, blank: Components) -> Array:
     return moments
 
 
-def log_joint_of(x: npt.NDArray[np.generic], model: Components) -> Iterator[tuple[slice, Array]]:
+def log_joint_of(x: npt.NDArray[np.generic], model: Components, least: float = 0.0) -> Iterator[tuple[slice, Array]]:
     """Tile by tile, log weight + log p(x | k): (k, n), for each row of x (n, d) in the model's own units.
 
-    Distances are taken to each component's own mean: exact for rows however far, seen before or not.
+    Distances are taken to each component's own mean: exact for rows however far, seen before or not. Responsibilities
+    below the least that counts may come out larger than they are, but below it.
     """
-    means, transposed, constants, step = direct([model], np.arange(len(model.means)), DOUBLE)
+    cut = -np.log(least) if least else np.inf
+    components = direct([model], np.arange(len(model.means)), DOUBLE)
     for at in _spans(len(x), tile_rows(x.shape[1])):
-        yield at, kernel.log_joint(np.ascontiguousarray(x[at], dtype=np.float64), means, transposed, constants, step)
+        yield at, kernel.log_joint(np.ascontiguousarray(x[at], dtype=np.float64), components, cut)
 
 
 def compile_statistics(

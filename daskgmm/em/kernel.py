@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from daskgmm.em.distances import distances
 from daskgmm.em.moments import hold, holders, multiply, pool, release, transpose
 from daskgmm.em.softmax import compiled, soften
 
@@ -50,6 +51,7 @@ def _workspace(tile: int, d: int, p: int, k: int, widest: int, dtype: Any) -> tu
         _aligned((k, many, d), dtype),
         _aligned((k, many), dtype),
         np.zeros(k, np.intp),
+        np.empty(tile, np.intp),
     )
 
 
@@ -89,8 +91,21 @@ def accumulate(
     """Add the statistics of some rows to the sums; returns how many rows were finite and weighed something."""
     d = x.shape[1]
     k, p = moments.shape
-    columns, means, transposed, constants, step = direct
-    row_buffer, weight_buffer, phi_buffer, joint_buffer, side, product, deviations, vectors, held, roots, many = room
+    columns, _, transposed, _, _ = direct
+    (
+        row_buffer,
+        weight_buffer,
+        phi_buffer,
+        joint_buffer,
+        side,
+        product,
+        deviations,
+        vectors,
+        held,
+        roots,
+        many,
+        places,
+    ) = room
     loose, diagonal = len(columns) < k, transposed.ndim == 2
     used = 0
     for start in range(0, len(x), tile):
@@ -112,15 +127,18 @@ def accumulate(
             _multiply(phi, d, products)
             _joint(phi, theta, groups, wide, side, log_joint)
         if len(columns):
-            _distances(z, columns, means, transposed, constants, step, deviations, vectors, log_joint)
+            if len(turn):
+                transpose(z, rows)
+            cut = -math.log(least)
+            distances(z, rows, direct, ends, cut, deviations, vectors, places, log_joint)
         soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods)
-        turned = len(turn) > 0  # z is not in rows yet
+        turned = len(turn) > 0 and len(columns) == 0  # z is not in rows yet
         first = 0
         for last in ends:
             few, most = not loose, n * p * (last - first) // (_PAIR + _PAIR_SQUARE * d * d)
             if few or (sparse and n < most):  # each row belongs to one component at least
                 few = holders(log_joint, first, last, least, w, vectors) < most or few
-            if turned and (few or len(columns)):
+            if turned and few:
                 transpose(z, rows)
                 turned = False
             if few:
@@ -141,12 +159,13 @@ def accumulate(
 
 
 @compiled
-def log_joint(x: Any, means: Any, transposed: Any, constants: Any, step: int) -> Any:
+def log_joint(x: Any, direct: tuple[Any, ...], cut: float) -> Any:
     """log weight + log p(x | k) of some rows (n, d), from their distances to the means: (k, n)."""
-    found = np.empty((len(means), len(x)))
-    room, vectors = np.empty((2, x.size)), np.empty((2, len(x)))
-    columns = np.arange(len(means))
-    _distances(np.ascontiguousarray(x.T), columns, means, transposed, constants, step, room, vectors, found)
+    columns = direct[0]
+    found, ends = np.empty((len(columns), len(x))), np.array([len(columns)])
+    room, vectors, places = np.empty((2, x.size)), np.empty((2, len(x))), np.empty(len(x), np.intp)
+    z = np.ascontiguousarray(x.T)
+    distances(z, x, direct, ends, cut, room, vectors, places, found)
     return found
 
 
@@ -207,43 +226,3 @@ def _multiply(phi: Any, d: int, products: Any) -> None:
         a, b, out = phi[1 + left[q]], phi[1 + right[q]], phi[1 + d + q]
         for r in range(phi.shape[1]):
             out[r] = a[r] * b[r]
-
-
-@compiled
-def _distances(
-    z: Any,
-    columns: Any,
-    means: Any,
-    transposed: Any,
-    constants: Any,
-    step: int,
-    room: Any,
-    vectors: Any,
-    log_joint: Any,
-) -> None:
-    """log weight + log p(z | k) of some columns, from ‖Fᵀ(z − mean)‖², of z (d, n).
-
-    ``step``: rows of Fᵀ that are multiplied at a time; fewer than d of them leave out the zeros of a triangular F.
-    """
-    d, n = z.shape
-    deviation, y = room[0, : d * n].reshape(d, n), room[1, : d * n].reshape(d, n)
-    distance = vectors[0, :n]
-    half = z.dtype.type(0.5)
-    for c in range(len(columns)):
-        for i in range(d):
-            for r in range(n):
-                deviation[i, r] = z[i, r] - means[c, i]
-        if transposed.ndim == 2:
-            for i in range(d):
-                for r in range(n):
-                    y[i, r] = transposed[c, i] * deviation[i, r]
-        else:
-            for i in range(0, d, step):
-                stop = min(i + step, d)
-                np.dot(np.ascontiguousarray(transposed[c, i:stop, :stop]), deviation[:stop], y[i:stop])
-        distance[:] = 0
-        for i in range(d):
-            for r in range(n):
-                distance[r] += y[i, r] * y[i, r]
-        for r in range(n):
-            log_joint[columns[c], r] = constants[c] - half * distance[r]

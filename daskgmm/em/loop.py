@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from daskgmm.em.acceleration import Mixing
 from daskgmm.em.estep import log_densities, log_joint_of
+from daskgmm.em.prepared import DOUBLE, LEAST
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array, Frame
@@ -19,7 +20,7 @@ from daskgmm.families.frame import Array, Frame
 # A component with less than this share of all weight has no rows: γ never falls to zero (see softmax),
 # so a share is compared, not a count with zero.
 _DEAD = 1e-12
-_DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
+_SINGLE = np.dtype(np.float32)
 _SINGLE_TOL = 1e-4  # in single precision a log-likelihood is known to some 1e-6
 _WINDOW = 4  # steps; with tol=1e-3, nine problems were left up to 2e-1 short by 2, 3 and 5, most of them least by 5
 # A fit that loses components again and again has too many of them.
@@ -96,7 +97,7 @@ class EM:
             states = replace(self, tol=max(self.tol, _SINGLE_TOL))._run(states, one_pass, watch, _SINGLE)
             if self.stage == "data":  # what is only a start may end in single precision
                 states = [replace(state, converged=False) for state in states]
-        return self._run(states, one_pass, watch, _DOUBLE)
+        return self._run(states, one_pass, watch, DOUBLE)
 
     def _run(
         self,
@@ -206,7 +207,7 @@ class EM:
     def log_densities(self, parameters: Any, rows: Array) -> Array:
         """log p(x) of rows (m, d) about the frame's shift: (m,)."""
         model = self.family.components(parameters, Frame.identity(rows.shape[1]))
-        return np.concatenate([log_densities(tile) for _, tile in log_joint_of(rows, model)])
+        return np.concatenate([log_densities(tile) for _, tile in log_joint_of(rows, model, LEAST[DOUBLE])])
 
     def _unlikely(self, parameters: Any, n: int) -> npt.NDArray[np.intp]:
         """The n rows of the sample that the model explains worst."""
@@ -219,7 +220,7 @@ def look_again(
     """The same pass once more for those whose means moved so far that moments about the old ones lost digits."""
     latest = [(c, s, c.recentred(s.moments)) for c, s in zip(components, stats, strict=True)]
     nearer = [recentred for _, _, recentred in latest if recentred is not None]
-    again = iter(one_pass(nearer, _DOUBLE) if nearer else ())
+    again = iter(one_pass(nearer, DOUBLE) if nearer else ())
     both = [(c, s) if recentred is None else (recentred, next(again)) for c, s, recentred in latest]
     return [c for c, _ in both], [s for _, s in both]
 

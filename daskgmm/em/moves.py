@@ -22,6 +22,7 @@ from scipy.special import entr, xlogy
 
 from daskgmm.em.estep import completed, log_densities, log_joint_of, soft_moments, statistics
 from daskgmm.em.loop import EM, EMState
+from daskgmm.em.prepared import DOUBLE, LEAST
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, lost
@@ -161,7 +162,7 @@ def _split(
 
 def _e_step(components: Components, z: Array) -> tuple[Array, Array]:
     """Log joint densities (k, m) of rows z (d, m), and responsibilities."""
-    log_joint = np.concatenate([tile for _, tile in log_joint_of(z.T, components)], axis=1)
+    log_joint = np.concatenate([tile for _, tile in log_joint_of(z.T, components, LEAST[DOUBLE])], axis=1)
     resp = log_joint.copy()
     log_densities(resp)
     return log_joint, resp

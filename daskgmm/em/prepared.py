@@ -66,7 +66,7 @@ class Prepared:
             np.concatenate([part.T.ravel() for part in np.split(theta, groups[:-1])]).astype(dtype),
             groups,
             ends,
-            (columns, *direct(models, columns, dtype)),
+            direct(models, columns, dtype),
             apart,
             np.concatenate([model.centres for model in models]).astype(dtype),
             tile,
@@ -105,8 +105,8 @@ def prepare(
 
 def direct(
     models: Sequence[Components], columns: npt.NDArray[np.intp], dtype: np.dtype[np.floating]
-) -> tuple[Array, Array, Array, int]:
-    """Means, Fᵀ and constants of some components, and the step in which Fᵀ is multiplied."""
+) -> tuple[npt.NDArray[np.intp], Array, Array, Array, int]:
+    """Some components, their means, Fᵀ and constants, and the step in which Fᵀ is multiplied."""
     factors = np.concatenate([model.factors for model in models])[columns]
     triangular = factors.ndim == 3 and not np.tril(factors, -1).any()
     means, constants = (
@@ -114,7 +114,7 @@ def direct(
         for name in ("means", "constants")
     )
     transposed = np.ascontiguousarray(np.swapaxes(factors, 1, -1), dtype=dtype)
-    return means, transposed, constants, _STEP if triangular else means.shape[1]
+    return columns, means, transposed, constants, _STEP if triangular else means.shape[1]
 
 
 def tile_rows(p: int) -> int:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 
 from daskgmm import GaussianMixture
-from daskgmm.em.estep import completed, log_densities, statistics
+from daskgmm.em.estep import completed, log_densities, log_joint_of, soft_moments, statistics
 from daskgmm.em.loop import EMState, remaining
 from daskgmm.em.softmax import exp, soften
 from daskgmm.families.covariance import MODELS, CovarianceModel
@@ -148,6 +148,34 @@ def test_rows_of_one_component_or_of_many(apart: float, d: int, k: int, weight: 
         (stats,) = statistics([(x, w)], frame, [components], dtype)
         assert stats.log_likelihood == pytest.approx(log_likelihood, rel=max(1e-12, tolerance))
         assert np.abs(stats.moments - moments).max() <= 20 * tolerance * np.abs(moments).max()
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.7, 3.0])
+def test_what_holds_nothing_of_a_row_is_cut_off_below_what_counts(apart: float) -> None:
+    """From the first features alone: log densities that count are exact, all others too low to count."""
+    rng = np.random.default_rng(0)
+    n, d, k, least = 2000, 40, 8, 1e-16
+    means = apart * rng.standard_normal((k, d))
+    means[1] = means[0]  # two that only their shapes tell apart
+    shapes = np.eye(d) + 0.1 * rng.standard_normal((k, d, d))
+    x = means[:, None] + rng.standard_normal((k, n // k, d)) @ shapes
+    x = rng.permutation(x.reshape(n, d))
+    covariances = shapes.transpose(0, 2, 1) @ shapes
+    family, frame = Gaussian(MODELS["full"]), Frame.identity(d)
+    weights = np.full(k, 1 / k)
+    parameters = GaussianParameters(weights, means, covariances, family.factorize(covariances, weights))
+    components = family.components(parameters, frame)
+    exact, cut = (
+        np.concatenate([tile for _, tile in log_joint_of(x, components, limit)], axis=1) for limit in (0.0, least)
+    )
+    below = exact - exact.max(axis=0)
+    counts = below > np.log(least)
+    assert cut[counts] == pytest.approx(exact[counts], rel=1e-12)
+    assert (cut - exact.max(axis=0))[~counts].max(initial=-np.inf) <= np.log(least)
+    assert (np.abs(cut - exact) > 1e-6 * np.abs(exact)).any() == (apart == 3.0)  # else the law was not put to the test
+    (stats,) = statistics([(x, None)], frame, [components])
+    resp = np.exp(below) / np.exp(below).sum(axis=0)
+    assert stats.moments == pytest.approx(soft_moments(x.T, resp, components), rel=1e-11, abs=1e-11 * n)
 
 
 def test_models_that_share_a_pass_have_the_bits_they_have_alone() -> None:
