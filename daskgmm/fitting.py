@@ -15,9 +15,10 @@ from daskgmm.data.blocks import Samples, joined, of_numpy, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.loop import EM, EMState, Info
 from daskgmm.em.moves import moves
-from daskgmm.families.frame import Array
+from daskgmm.families.frame import Array, Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.passes import EMPass, check_memory, gather
+from daskgmm.prediction import LOG_DENSITY, predict
 from daskgmm.seeding import Start, centres, spread_candidates, start
 
 # The ladder of starts: EM on the fewest rows, of which a quarter goes on to four times as many; with a fifth of these
@@ -149,8 +150,13 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
 
     Of differences row by row: Vuong 1989, Likelihood Ratio Tests for Model Selection, Econometrica 57.
     """
-    rows, weights = part.sample - em.frame.shift, part.sample_weight
-    before = em.log_densities(state.parameters, rows)
+    weights, identity = part.sample_weight, Frame.identity(part.sample.shape[1])
+    centred = _in_memory(replace(part, sample=part.sample - em.frame.shift))
+
+    def log_densities(parameters: GaussianParameters) -> Array:
+        return predict(centred, em.family.components(parameters, identity), LOG_DENSITY, "raise")
+
+    before = log_densities(state.parameters)
     while True:
         proposed = moves(em, state.parameters, part.sample, weights)
         for parameters in proposed[:_TRIES]:
@@ -158,7 +164,7 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
                 (moved,) = em.run([EMState(parameters)], one_pass, on_info)
             except ValueError:  # collapsed: the state has not
                 continue
-            after = em.log_densities(moved.parameters, rows)
+            after = log_densities(moved.parameters)
             gains = after - before
             gain = np.average(gains, weights=weights)
             if gain > np.sqrt(np.average((gains - gain) ** 2, weights=weights) / len(gains)):
