@@ -19,7 +19,7 @@ from daskgmm.data.blocks import BLOCK_VALUES, Block, Samples, of_numpy, refusal,
 from daskgmm.data.survey import merge, survey_block
 from daskgmm.em.estep import Rows, completed, statistics, sums
 from daskgmm.em.loop import EM, EMState
-from daskgmm.em.prepared import prepare
+from daskgmm.em.prepared import DOUBLE, SINGLE, Precision, prepare
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array, Frame
@@ -72,7 +72,7 @@ def calibrate(
     with single_blas(), ThreadPoolExecutor(threads) as pool:
         components, frame = _typical(samples, family, k, heads, missing, rng)
         few = list(_cut(_read(samples, heads[0]), _FEW))
-        kinds = [prepare(frame, [components], np.dtype(kind), pool=False) for kind in (_most(components), np.float64)]
+        kinds = [prepare(frame, [components], kind, known=(kind,)) for kind in (_most(components), DOUBLE)]
         for prepared in kinds * 2:  # the first call loads compiled code
             _, seconds = _timed(sums, few, prepared)
         (stats,) = statistics(few, frame, [components])
@@ -95,9 +95,9 @@ def calibrate(
     return Rates(decode, arithmetic, exact, scan, maximize, combine), components
 
 
-def _most(components: Components) -> type[np.floating]:
+def _most(components: Components) -> Precision:
     """The precision of most passes."""
-    return np.float32 if components.coarse else np.float64
+    return SINGLE if components.coarse else DOUBLE
 
 
 def _typical(

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Block, Region, Samples, Source, whole
 from daskgmm.em.estep import Rows, compile_statistics, completed, sums
-from daskgmm.em.prepared import Prepared, prepare
+from daskgmm.em.prepared import Precision, Prepared, prepare
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, Frame
@@ -80,22 +80,21 @@ class EMPass:
         self.n = 0  # passes made
         self._samples = samples
         self._frame = frame
-        self._compiled: set[np.dtype[np.floating]] = set()
-        self._scatter: dict[np.dtype[np.floating], Array] = {}  # of lean models: the same in each pass
+        self._compiled: set[Precision] = set()
+        self._scatter: dict[Precision, Array] = {}  # of lean models: the same in each pass
 
-    def __call__(self, models: Sequence[Components], dtype: np.dtype[np.floating]) -> list[Stats]:
-        if dtype not in self._compiled:
-            compile_statistics(self._frame, models, dtype, self._samples.dtype)
-            self._compiled.add(dtype)
+    def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
+        if not self._compiled.issuperset(dtypes):
+            compile_statistics(self._frame, models, dtypes, self._samples.dtype)
+            self._compiled.update(dtypes)
         self.n += 1
-        known = self._scatter.get(dtype)
-        prepared = prepare(self._frame, models, dtype, pool=known is None)
+        known = self._scatter
+        prepared = prepare(self._frame, models, dtypes, known)
         stats = total(self._samples, partial(_sums, prepared=prepared))
-        if known is None:
-            known = next((s.scatter for m, s in zip(models, stats, strict=True) if m.lean), None)
-            if known is not None:
-                self._scatter[dtype] = known
-        return [completed(s, m, known) for m, s in zip(models, stats, strict=True)]
+        for model, dtype, found in zip(models, dtypes, stats, strict=True):
+            if model.lean:
+                known.setdefault(dtype, found.scatter)
+        return [completed(s, m, known.get(dtype)) for m, dtype, s in zip(models, dtypes, stats, strict=True)]
 
 
 def rows(samples: Samples, kernel: Kernel, dtype: npt.DTypeLike, extra: tuple[int, ...] = ()) -> Any:

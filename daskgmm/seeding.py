@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.em.estep import Rows, framed, start_statistics
 from daskgmm.em.loop import look_again
+from daskgmm.em.prepared import Precision
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array, Frame
@@ -30,7 +31,6 @@ _OVERSAMPLING = 2
 # From so many features on, bounds on distances take less time than all distances, for the same centres (measured: 64
 # features, 32 clusters 3.2 in place of 5.9 s; 16 features 0.75 and 0.6).
 _ELKAN_FEATURES = 32
-_DOUBLE = np.dtype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def start(
     kernel = partial(_start, frame=frame, found=found, seed=int(rng.randint(2**31 - 1)))
     n_passes = 0
 
-    def one_pass(blanks: Sequence[Components], dtype: np.dtype[np.floating] = _DOUBLE) -> list[Stats]:
+    def one_pass(blanks: Sequence[Components], dtypes: Sequence[Precision] = ()) -> list[Stats]:
         nonlocal n_passes
         n_passes += 1
         return [total(samples, partial(kernel, blank=blank))[0] for blank in blanks]

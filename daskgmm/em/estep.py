@@ -7,13 +7,14 @@ they are compiled, in `kernel`. Here stands which models they are made for, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from daskgmm.em import kernel
-from daskgmm.em.prepared import DOUBLE, LARGEST_TILE, LEAST, Prepared, direct, prepare, tile_rows
+from daskgmm.em.prepared import DOUBLE, LARGEST_TILE, LEAST, Precision, Prepared, direct, prepare, tile_rows
 from daskgmm.em.softmax import normalize
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
@@ -38,7 +39,7 @@ def sums(pieces: Iterable[Rows], prepared: Sequence[Prepared]) -> tuple[Stats, .
     tuple of Stats
         One a model; those of a lean model lack what `completed` adds to the total.
     """
-    found = [(np.zeros(len(some.ends)), np.zeros(some.shape), np.zeros(some.pooled)) for some in prepared]
+    found = [(*np.zeros((2, len(some.ends))), np.zeros(some.shape), np.zeros(some.pooled)) for some in prepared]
     arguments: list[tuple[Any, ...]] = [
         (*some.arguments, kernel.workspace(*some.room), *into) for some, into in zip(prepared, found, strict=True)
     ]
@@ -48,10 +49,10 @@ def sums(pieces: Iterable[Rows], prepared: Sequence[Prepared]) -> tuple[Stats, .
             for i, each in enumerate(arguments):
                 n[i] += kernel.accumulate(x_strip, w_strip, *each)
     stats = {
-        place: Stats(rows, float(log_likelihood), moments, scatter)
-        for some, rows, (log_likelihoods, all_moments, scatter) in zip(prepared, n, found, strict=True)
-        for place, log_likelihood, moments in zip(
-            some.places, log_likelihoods, np.split(all_moments, some.ends[:-1]), strict=True
+        place: Stats(rows, float(log_likelihood), moments, scatter, float(log_certainty))
+        for some, rows, (*logs, all_moments, scatter) in zip(prepared, n, found, strict=True)
+        for place, log_likelihood, log_certainty, moments in zip(
+            some.places, *logs, np.split(all_moments, some.ends[:-1]), strict=True
         )
     }
     return tuple(stats[place] for place in sorted(stats))
@@ -61,7 +62,7 @@ def statistics(
     pieces: Iterable[Rows],
     frame: Frame,
     models: Sequence[Components],
-    dtype: np.dtype[np.floating] = DOUBLE,
+    dtype: Precision | Sequence[Precision] = DOUBLE,
 ) -> tuple[Stats, ...]:
     """The same, of models that are not prepared."""
     return sums(pieces, prepare(frame, models, dtype))
@@ -75,7 +76,7 @@ def completed(stats: Stats, model: Components, scatter: Array | None = None) -> 
     # Only the sum over the components matters to the M-step: each has an equal share.
     share = np.tile(scatter / len(stats.moments), (len(stats.moments), 1))
     log_likelihood = stats.log_likelihood + float(model.theta[0, -len(scatter) :] @ scatter)
-    return Stats(stats.n, log_likelihood, np.hstack([stats.moments, share]))
+    return replace(stats, log_likelihood=log_likelihood, moments=np.hstack([stats.moments, share]))
 
 
 def start_statistics(
@@ -123,13 +124,13 @@ def log_joint_of(x: npt.NDArray[np.generic], model: Components, least: float = 0
 
 
 def compile_statistics(
-    frame: Frame, models: Sequence[Components], dtype: np.dtype[np.floating], stored: np.dtype[Any] = DOUBLE
+    frame: Frame, models: Sequence[Components], dtypes: Sequence[Precision], stored: np.dtype[Any] = DOUBLE
 ) -> None:
     """Have the kernel compiled and cached in this process, for workers to load: to compile took one over 365 MiB.
 
     For rows ``stored`` in some precision.
     """
-    statistics([(np.zeros((1, len(frame.shift)), stored), None)], frame, models, dtype)
+    statistics([(np.zeros((1, len(frame.shift)), stored), None)], frame, models, dtypes)
 
 
 def compile_prediction(model: Components) -> None:

@@ -85,6 +85,7 @@ def accumulate(
     least: float,  # γ that counts
     room: tuple[Any, ...],  # from `workspace`
     log_likelihoods: Any,  # (models,) the sums to add to
+    log_certainties: Any,  # (models,)
     moments: Any,  # (k, p)
     scatter: Any,  # (pooled,)
 ) -> int:
@@ -131,7 +132,7 @@ def accumulate(
                 transpose(z, rows)
             cut = -math.log(least)
             distances(z, rows, direct, ends, cut, deviations, vectors, places, log_joint)
-        soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods)
+        soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods, log_certainties)
         turned = len(turn) > 0 and len(columns) == 0  # z is not in rows yet
         first = 0
         for last in ends:

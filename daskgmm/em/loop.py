@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from daskgmm.em.acceleration import Mixing
 from daskgmm.em.estep import log_densities, log_joint_of
-from daskgmm.em.prepared import DOUBLE, LEAST
+from daskgmm.em.prepared import DOUBLE, LEAST, SINGLE, Precision
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array, Frame
@@ -20,14 +20,13 @@ from daskgmm.families.frame import Array, Frame
 # A component with less than this share of all weight has no rows: γ never falls to zero (see softmax),
 # so a share is compared, not a count with zero.
 _DEAD = 1e-12
-_SINGLE = np.dtype(np.float32)
 _SINGLE_TOL = 1e-4  # in single precision a log-likelihood is known to some 1e-6
 _WINDOW = 4  # steps; with tol=1e-3, nine problems were left up to 2e-1 short by 2, 3 and 5, most of them least by 5
 # A fit that loses components again and again has too many of them.
 _RESEEDS_PER_COMPONENT = 3
 
-# Models and the precision of the tiles to their statistics over all samples.
-OnePass = Callable[[Sequence[Components], np.dtype[np.floating]], Sequence[Stats]]
+# Models, and the precision of the tiles for each, to their statistics over all samples.
+OnePass = Callable[[Sequence[Components], Sequence[Precision]], Sequence[Stats]]
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,16 @@ class EMState:
     mixing: Mixing = Mixing()
     point: Array | None = None  # (k, p) normalized moments, of which `parameters` are the M-step
     plain: EMState | None = None  # where `parameters` are extrapolated: the state with EM's own step instead
+    exact: bool = False  # has single precision done all it can?
+    log_certainty: float = -np.inf  # Σ w log max γ / Σ w of the pass that the last bound is of
+    failure: ValueError | None = None  # why it ended, if not well
 
     @property
     def lower_bound(self) -> float:
         return self.lower_bounds[-1] if self.lower_bounds else self.previous_bound
+
+    def goes_on(self, max_iter: int) -> bool:
+        return self.failure is None and not self.converged and self.n_iter < max_iter
 
     @property
     def settled(self) -> EMState:
@@ -92,46 +97,39 @@ class EM:
     stage: str = "data"  # or "sample": where the passes go, for those who watch
 
     def run(self, states: Sequence[EMState], one_pass: OnePass, watch: Callable[[Info], None]) -> list[EMState]:
-        """Advance all states, in shared passes, until each has converged or has had ``max_iter`` passes."""
-        if self.single:
-            states = replace(self, tol=max(self.tol, _SINGLE_TOL))._run(states, one_pass, watch, _SINGLE)
-            if self.stage == "data":  # what is only a start may end in single precision
-                states = [replace(state, converged=False) for state in states]
-        return self._run(states, one_pass, watch, DOUBLE)
+        """Advance all states, in shared passes, until each has converged or has had ``max_iter`` passes.
 
-    def _run(
-        self,
-        states: Sequence[EMState],
-        one_pass: OnePass,
-        watch: Callable[[Info], None],
-        dtype: np.dtype[np.floating],
-    ) -> list[EMState]:
-        states = list(states)
-        while running := [i for i, s in enumerate(states) if not s.converged and s.n_iter < self.max_iter]:
-            begin = time.perf_counter()
-            components = [self.family.components(states[i].parameters, self.frame) for i in running]
-            if dtype == _SINGLE and not all(c.coarse for c in components):
-                break
-            components, stats = look_again(components, one_pass(components, dtype), one_pass)
-            reseeded: list[int] = []
-            for i, c, s in zip(running, components, stats, strict=True):
-                states[i], dead = self.advance(states[i], c, s)
-                reseeded += dead
-            best = max((states[i] for i in running), key=lambda state: state.lower_bound)
-            watch(
-                Info(
-                    self.stage,
-                    best.n_iter,
-                    self.max_iter,
-                    best.lower_bound,
-                    change(best),
-                    stats[0].n,
-                    time.perf_counter() - begin,
-                    len(running),
-                    tuple(reseeded),
-                )
-            )
-        return [state.settled for state in states]
+        Those that fail are left out.
+
+        Raises
+        ------
+        ValueError
+            All have failed: why the first one did.
+        """
+        found = run([(self, state) for state in states], one_pass, watch)
+        failures = [state.failure for state in found if state.failure is not None]
+        if failures and len(failures) == len(found):
+            raise failures[0]
+        return [state for state in found if state.failure is None]
+
+    def ready(self, state: EMState) -> tuple[EMState, Components, Precision]:
+        """A state, the components that its next pass is of, and in what precision: single as long as that will do."""
+        components = self.family.components(state.parameters, self.frame)
+        if self.single and not state.exact and not components.coarse:
+            state = replace(state.settled, exact=True)
+            components = self.family.components(state.parameters, self.frame)
+        return state, components, SINGLE if self.single and not state.exact else DOUBLE
+
+    def step(self, state: EMState, components: Components, stats: Stats, exact: bool) -> tuple[EMState, list[int]]:
+        """As `advance`, with the tolerance and the end that a precision has; a failure is kept in the state."""
+        em = self if exact else replace(self, tol=max(self.tol, _SINGLE_TOL))
+        try:
+            state, dead = em.advance(state, components, stats)
+        except ValueError as failure:
+            return replace(state.settled, failure=failure), []
+        if not exact and self.stage == "data" and state.converged:  # what is only a start may end in single precision
+            state = replace(state, converged=False, exact=True)
+        return state, dead
 
     def advance(self, state: EMState, components: Components, stats: Stats) -> tuple[EMState, list[int]]:
         """One EM step: the state after the pass ``stats``, and the components that died in it.
@@ -157,6 +155,7 @@ class EM:
             state,
             n_iter=state.n_iter + 1,
             lower_bounds=(*state.lower_bounds, lower_bound),
+            log_certainty=stats.log_certainty / stats.weight,
             n_reseeded=state.n_reseeded + len(dead),
         )
         if not dead:
@@ -214,13 +213,42 @@ class EM:
         return np.argsort(self.log_densities(parameters, self.sample), kind="stable")[:n]
 
 
+def run(pairs: Sequence[tuple[EM, EMState]], one_pass: OnePass, watch: Callable[[Info], None]) -> list[EMState]:
+    """Advance all states, each by its own EM but in shared passes, until all have converged, failed or had theirs."""
+    ems, states = [em for em, _ in pairs], [state for _, state in pairs]
+    while running := [i for i, (em, state) in enumerate(zip(ems, states, strict=True)) if state.goes_on(em.max_iter)]:
+        begin = time.perf_counter()
+        ready = [ems[i].ready(states[i]) for i in running]
+        components, dtypes = [c for _, c, _ in ready], [dtype for _, _, dtype in ready]
+        components, stats = look_again(components, one_pass(components, dtypes), one_pass)
+        reseeded: list[int] = []
+        for i, (state, _, dtype), c, s in zip(running, ready, components, stats, strict=True):
+            states[i], dead = ems[i].step(state, c, s, dtype == DOUBLE)
+            reseeded += dead
+        best = max(running, key=lambda i: states[i].lower_bound)
+        watch(
+            Info(
+                ems[best].stage,
+                states[best].n_iter,
+                ems[best].max_iter,
+                states[best].lower_bound,
+                change(states[best]),
+                stats[0].n,
+                time.perf_counter() - begin,
+                len(running),
+                tuple(reseeded),
+            )
+        )
+    return [state.settled for state in states]
+
+
 def look_again(
     components: Sequence[Components], stats: Sequence[Stats], one_pass: OnePass
 ) -> tuple[list[Components], list[Stats]]:
     """The same pass once more for those whose means moved so far that moments about the old ones lost digits."""
     latest = [(c, s, c.recentred(s.moments)) for c, s in zip(components, stats, strict=True)]
     nearer = [recentred for _, _, recentred in latest if recentred is not None]
-    again = iter(one_pass(nearer, DOUBLE) if nearer else ())
+    again = iter(one_pass(nearer, [DOUBLE] * len(nearer)) if nearer else ())
     both = [(c, s) if recentred is None else (recentred, next(again)) for c, s, recentred in latest]
     return [c for c, _ in both], [s for _, s in both]
 

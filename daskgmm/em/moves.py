@@ -23,7 +23,7 @@ from scipy.special import entr, xlogy
 
 from daskgmm.em.estep import completed, log_densities, log_joint_of, soft_moments, statistics
 from daskgmm.em.loop import EM, EMState
-from daskgmm.em.prepared import DOUBLE, LEAST
+from daskgmm.em.prepared import DOUBLE, LEAST, Precision
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, lost
@@ -179,8 +179,8 @@ def _upper(em: EM, x: Array, z: Array, weights: Array, densities: Array) -> Arra
     longest = np.linalg.eigh((centred * weights) @ centred.T)[1][:, -1]
     whole = _Parts.of(em, z, np.ones((1, len(x))), weights)
 
-    def one_pass(models: Sequence[Components], dtype: np.dtype[np.floating]) -> list[Stats]:
-        found = statistics([(x, weights)], em.frame, models, dtype)
+    def one_pass(models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
+        found = statistics([(x, weights)], em.frame, models, dtypes)
         return [completed(s, m) for s, m in zip(found, models, strict=True)]
 
     fits: list[EMState] = []

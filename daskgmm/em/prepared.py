@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy.typing as npt
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, Frame
 
+Precision = np.dtype[np.floating[Any]]
+DOUBLE, SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 _TILE_VALUES = 40_000  # 320 kB, well inside a core's second-level cache (measured: D = 4 … 64, K = 8 … 64)
 # Rows of a tile. Not a power of two, for which all rows of φ would share one place in the cache.
 LARGEST_TILE = 1016
@@ -20,11 +22,10 @@ LARGEST_TILE = 1016
 _SMALL_PRODUCT, _LEAST_SMALL, _GROUP, _WIDE = 100**3, 72, 16, 100
 _LOOP = 256  # values that are subtracted in one loop
 # exp(-300) is nothing beside 1, and far from the denormals, which are 5 to 10 times slower to work with.
-DOUBLE = np.dtype(np.float64)
-_LOG_FLOOR = {DOUBLE: -300.0, np.dtype(np.float32): -60.0}
+_LOG_FLOOR = {DOUBLE: -300.0, SINGLE: -60.0}
 # γ below which a row is left out of a component's own sums, as another component holds it: less than rounding, and than
 # what makes a component dead. A tight component's rows are so near beside all others that that may be too much.
-LEAST, _LEAST_TIGHT = {DOUBLE: 1e-16, np.dtype(np.float32): 1e-12}, 1e-100
+LEAST, _LEAST_TIGHT = {DOUBLE: 1e-16, SINGLE: 1e-12}, 1e-100
 # Rows of a triangular factor that are multiplied at a time: 16 of 64 leave out 3/8 of the work, fewer gain no more.
 _STEP = 16
 
@@ -42,7 +43,7 @@ class Prepared:
 
     @staticmethod
     def of(
-        models: Sequence[Components], places: npt.NDArray[np.intp], frame: Frame, dtype: np.dtype[Any], pool: bool
+        models: Sequence[Components], places: npt.NDArray[np.intp], frame: Frame, dtype: Precision, pool: bool
     ) -> Prepared:
         d, products = len(frame.shift), models[0].products
         none = products[0][:0], products[1][:0]
@@ -82,7 +83,10 @@ class Prepared:
 
 
 def prepare(
-    frame: Frame, models: Sequence[Components], dtype: np.dtype[np.floating] = DOUBLE, pool: bool = True
+    frame: Frame,
+    models: Sequence[Components],
+    dtype: Precision | Sequence[Precision] = DOUBLE,
+    known: Container[Precision] = (),
 ) -> tuple[Prepared, ...]:
     """What `sums` needs to know of some models, all of one family.
 
@@ -90,16 +94,18 @@ def prepare(
     ----------
     frame : Frame
     models : sequence of Components
-    dtype : dtype
-        Precision within a tile, double or single; sums over tiles are double.
-    pool : bool
-        Sum what lean models need once for all components; False: the caller knows it already.
+    dtype : dtype or sequence of dtype
+        Precision within a tile, double or single, of all or of each; sums over tiles are double.
+    known : container of dtype
+        In which the caller knows already what lean models need once for all components.
     """
-    lean = np.array([model.lean for model in models])
+    dtypes = [dtype] * len(models) if isinstance(dtype, np.dtype) else dtype
+    alike: dict[tuple[bool, bool, Precision], list[int]] = {}
+    for place, (model, of) in enumerate(zip(models, dtypes, strict=True)):
+        alike.setdefault((model.lean, bool(model.tight.any()), of), []).append(place)
     return tuple(
-        Prepared.of([models[int(i)] for i in places], places, frame, dtype, pool)
-        for places in (np.flatnonzero(~lean), np.flatnonzero(lean))
-        if len(places)
+        Prepared.of([models[place] for place in places], np.array(places), frame, of, of not in known)
+        for (*_, of), places in alike.items()
     )
 
 

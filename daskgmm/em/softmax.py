@@ -73,11 +73,18 @@ def _exp(x: Any) -> Any:
 
 
 @compiled
-def soften(log_joint: Any, ends: Any, weights: Any, floor: Any, tops: Any, totals: Any, log_likelihoods: Any) -> None:
-    """Turn log_joint (k, n) into weighted responsibilities, in place, and add up each model's log-likelihood.
-
-    ``tops`` and ``totals`` (n,) are room to work in.
-    """
+def soften(
+    log_joint: Any,  # (k, n)
+    ends: Any,  # (models,) where each model's components end
+    weights: Any,  # (n,), or empty: all 1
+    floor: Any,  # of log γ
+    tops: Any,  # (n,) room to work in
+    totals: Any,  # (n,) the same
+    log_likelihoods: Any,  # (models,) to add to
+    log_certainties: Any,  # (models,) to add the logarithms of the largest responsibilities to
+) -> None:
+    """Turn log_joint into weighted responsibilities, in place: relative to the largest of a row, 1, they add up to
+    the total, so that this one is 1 / total of all."""
     n = log_joint.shape[1]
     for start in range(0, n, _ROWS):
         stop = min(start + _ROWS, n)
@@ -88,10 +95,14 @@ def soften(log_joint: Any, ends: Any, weights: Any, floor: Any, tops: Any, total
             if len(weights):
                 for r in range(stop - start):
                     weight = weights[start + r]
-                    log_likelihoods[m] += weight * (top[r] + math.log(total[r]))
+                    log_total = math.log(total[r])
+                    log_likelihoods[m] += weight * (top[r] + log_total)
+                    log_certainties[m] -= weight * log_total
                     total[r] = weight / total[r]
             else:
-                log_likelihoods[m] += top.sum() + _sum_of_logs(total)
+                log_totals = _sum_of_logs(total)
+                log_likelihoods[m] += top.sum() + log_totals
+                log_certainties[m] -= log_totals
                 _invert(total)
             for j in range(first, ends[m]):
                 _scale(log_joint[j, start:stop], total)

@@ -20,6 +20,7 @@ class Stats:
     log_likelihood: float  # Σ w log p(x)
     moments: Array  # (k, p)  Σ w γ φ(x)
     scatter: Array = field(default_factory=lambda: np.zeros(0))  # (q,)  Σ w x_i x_j where it is one for all components
+    log_certainty: float = 0.0  # Σ w log max γ
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(
@@ -27,6 +28,7 @@ class Stats:
             self.log_likelihood + other.log_likelihood,
             self.moments + other.moments,
             self.scatter + other.scatter,
+            self.log_certainty + other.log_certainty,
         )
 
     @property

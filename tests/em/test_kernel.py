@@ -51,9 +51,11 @@ def test_softmax_of_each_model(n: int, sizes: list[int], scale: float, weighted:
     parts = np.split(found.astype(np.float64), ends[:-1])
     resp = np.concatenate([w * softmax(part, axis=0) for part in parts])
     bounds = [float(w @ logsumexp(part, axis=0)) for part in parts]
-    log_likelihoods = np.zeros(len(sizes))
-    soften(found, ends, weights, floor, np.empty(n, dtype), np.empty(n, dtype), log_likelihoods)
+    largest = np.array([w @ np.log(softmax(part, axis=0).max(axis=0)) for part in parts])
+    log_likelihoods, log_certainties = np.zeros((2, len(sizes)))
+    soften(found, ends, weights, floor, np.empty(n, dtype), np.empty(n, dtype), log_likelihoods, log_certainties)
     assert np.abs(found - resp).max() <= 40 * tolerance
+    assert log_certainties == pytest.approx(largest, rel=40 * tolerance, abs=40 * tolerance * n)
     assert log_likelihoods == pytest.approx(bounds, rel=40 * tolerance)
 
 
@@ -62,7 +64,7 @@ def test_exponentials_are_numpy_s(dtype: Any, tolerance: float) -> None:
     """From nothing to the floor, in each precision: of each column's differences from its largest value."""
     x = np.linspace(-55, 0, 10_001).astype(dtype)
     found, totals = np.stack([np.zeros_like(x), x]), np.empty_like(x)
-    soften(found, np.array([2]), np.empty(0), dtype(-60), np.empty_like(x), totals, np.zeros(1))
+    soften(found, np.array([2]), np.empty(0), dtype(-60), np.empty_like(x), totals, *np.zeros((2, 1)))
     expected = np.exp(x.astype(np.float64))
     assert (np.abs(found[1] / found[0] / expected - 1) <= tolerance + np.finfo(dtype).eps).all()
 
@@ -85,7 +87,7 @@ def test_not_a_number_stays_one() -> None:
     log_joint = np.zeros((20, 100))
     log_joint[7, 41] = np.nan
     found = np.zeros(1)
-    soften(log_joint, np.array([20]), np.empty(0), -300.0, np.empty(100), np.empty(100), found)
+    soften(log_joint, np.array([20]), np.empty(0), -300.0, np.empty(100), np.empty(100), found, np.zeros(1))
     assert np.isnan(found[0])
 
 
