@@ -39,12 +39,36 @@ class GaussianMixture(BaseMixture):
     ----------
     n_components : int, default=1
         The number of mixture components.
-    covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
-        Each component its own matrix, all one matrix, own variances, or one variance a component.
+    covariance_type : str, default="full"
+        scikit-learn's "full", "tied", "diag" and "spherical" (each component its own matrix, all one matrix, own
+        variances, or one variance a component), or a code of three letters, for the volume, shape and orientation of
+        the components: E equal for all, V varying, I the identity (spheres; axes along the features).
+
+        ===== ======= ========= ============
+        code  volume  shape     orientation
+        ===== ======= ========= ============
+        EII   equal   spherical
+        VII   varying spherical              "spherical"
+        EEI   equal   equal     features'
+        VEI   varying equal     features'
+        EVI   equal   varying   features'
+        VVI   varying varying   features'    "diag"
+        EEE   equal   equal     equal        "tied"
+        VEE   varying equal     equal
+        EVE   equal   varying   equal
+        VVE   varying varying   equal
+        EEV   equal   equal     varying
+        VEV   varying equal     varying
+        EVV   equal   varying   varying
+        VVV   varying varying   varying      "full"
+        ===== ======= ========= ============
+
+        They are the models of Celeux & Govaert 1995, under the names that mclust gives them.
     tol : float, default=1e-3
         EM stops when the log-likelihood per sample changes by less.
     reg_covar : float, default=1e-6
-        Added to the diagonal of the covariances, in the squared units of the data.
+        Added to the diagonal of the covariances, in the squared units of the data; before what they have in common is
+        found, so that it holds for ``covariances_``.
     max_iter : int, default=100
         The most EM steps of one start; each is one pass over the data.
     n_init : int, default=1
@@ -82,7 +106,7 @@ class GaussianMixture(BaseMixture):
     weights_ : ndarray (n_components,)
     means_ : ndarray (n_components, n_features)
     covariances_, precisions_, precisions_cholesky_ : ndarray
-        (n_components, n_features, n_features) for "full", (n_features, n_features) for "tied",
+        (n_components, n_features, n_features) for "full" and every code, (n_features, n_features) for "tied",
         (n_components, n_features) for "diag", (n_components,) for "spherical".
     converged_ : bool
     n_iter_ : int
@@ -177,6 +201,11 @@ class GaussianMixture(BaseMixture):
                 raise ValueError(
                     f"the last fit's means and covariances have shapes {self.means_.shape} and "
                     f"{self.covariances_.shape}, not {shapes[0]} and {shapes[1]}: set warm_start=False to start anew"
+                )
+            if not family.model.holds(self.covariances_, k, d):
+                raise ValueError(
+                    f"the last fit's covariances are not {family.model.form}, as those of "
+                    f"covariance_type={self.covariance_type!r} are: set warm_start=False to start anew"
                 )
             last = self._parameters()
             known = Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)
