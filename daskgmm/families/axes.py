@@ -45,7 +45,7 @@ def shared_axes(rule: Rule) -> Callable[..., Array]:
         regular = np.linalg.eigvalsh(scatter)[:, 0] > 0
         if not regular.all():  # likelier without bound
             return np.where(regular[:, None, None], scatter, np.nan)
-        starts = [np.tensordot(counts, scatter, axes=1), *scatter]
+        starts = [np.eye(scatter.shape[-1]), np.tensordot(counts, scatter, axes=1), *scatter]
         if before is not None:
             starts.append(_mixed(before))
         axes = min(np.linalg.eigh(starts)[1], key=partial(_log_volume, rule, counts, scatter))

@@ -14,7 +14,8 @@ from daskgmm.families.covariance import MODELS, CovarianceModel
 
 Array = npt.NDArray[np.float64]
 
-every_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
+CODED = {name: model for name, model in MODELS.items() if name == model.code}
+every_model = pytest.mark.parametrize("model", CODED.values(), ids=list(CODED))
 
 
 def _rows(n: int, d: int, seed: int = 0) -> Array:
@@ -154,12 +155,12 @@ def _textbook(model: CovarianceModel, x: Any, arguments: dict[str, Any]) -> tupl
         counts = resp.sum(axis=1)
         weights, means = counts / n, resp @ x / counts[:, None]
         scatter = np.array([(r * (x - m).T) @ (x - m) / r.sum() for r, m in zip(resp, means, strict=True)])
+        scatter += np.longdouble(arguments["reg_covar"]) * np.eye(d)
         if model.diagonal:
             variances = model.estimate(counts, np.einsum("kii->ki", scatter))
             covariances = np.array([np.diag(v) for v in variances])
         else:
             covariances = model.estimate(counts, scatter)
-        covariances = covariances + np.longdouble(arguments["reg_covar"]) * np.eye(d)
     return weights, means, covariances, (np.log(total) + top).sum() / n
 
 

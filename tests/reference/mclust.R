@@ -1,50 +1,47 @@
 # Makes mclust.json: what the R package mclust (Scrucca, Fop, Murphy & Raftery 2016, The R Journal 8) finds for the
 # 14 covariance models on four of R's own data sets. Run by hand, in this folder: Rscript mclust.R
 #
-# From one hard partition of each: one M-step, and EM until it changes nothing. `null` where mclust gives a model up.
+# From one hard partition of each: the covariances of one M-step, and EM until it changes nothing.
 
 suppressMessages(library(mclust))
 
-MODELS <- c("EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE", "VEE", "EVE", "VVE", "EEV", "VEV", "EVV", "VVV")
-DATA <- list(
+models <- c("EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE", "VEE", "EVE", "VVE", "EEV", "VEV", "EVV", "VVV")
+data_sets <- list(
   faithful = list(rows = faithful, k = 3),
   trees = list(rows = trees, k = 2),
   iris = list(rows = iris[, 1:4], k = 3),
   quakes = list(rows = quakes[seq(1, 1000, 3), ], k = 4)
 )
+control <- emControl(tol = c(1e-13, 1e-13), itmax = c(1e5, 1e5))
 
+# Numbers, strings, matrices (an array of rows) and named lists.
 json <- function(x) {
-  if (is.null(x)) return("null")
   if (is.list(x)) return(paste0("{", paste0('"', names(x), '": ', sapply(x, json), collapse = ",\n"), "}"))
-  if (!is.null(dim(x))) return(paste0("[", paste(apply(x, 1, json), collapse = ",\n"), "]"))
-  text <- if (is.character(x)) paste0('"', x, '"') else format(x, digits = 14, trim = TRUE, scientific = NA)
-  text <- if (is.numeric(x)) sapply(x, function(v) format(v, digits = 14, trim = TRUE)) else text
+  if (is.matrix(x)) return(paste0("[", paste(apply(x, 1, json), collapse = ",\n"), "]"))
+  text <- if (is.character(x)) paste0('"', x, '"') else sapply(x, format, digits = 14)
   if (length(text) == 1) text else paste0("[", paste(text, collapse = ", "), "]")
 }
 
-model <- function(x, z, name) {
-  n <- nrow(x); d <- ncol(x); k <- ncol(z)
-  control <- emControl(tol = c(1e-13, 1e-13), itmax = c(1e5, 1e5))
-  step <- mstep(x, modelName = name, z = z, control = control, warn = FALSE)
-  sigma <- step$parameters$variance$sigma
-  fit <- tryCatch(me(x, modelName = name, z = z, control = control, warn = FALSE), error = function(e) NULL)
-  df <- nMclustParams(name, d, k)
-  found <- list(df = df, sigma = t(matrix(sigma, d * d, k)))
-  if (is.null(fit) || !is.finite(fit$loglik)) return(c(found, list(em = NULL)))
-  fit$bic <- bic(name, fit$loglik, n, d, k)
+one_model <- function(name, x, z) {
+  sigma <- mstep(x, modelName = name, z = z, control = control)$parameters$variance$sigma
+  fit <- me(x, modelName = name, z = z, control = control)
   fit$classification <- map(fit$z)
-  c(found, list(em = list(loglik = fit$loglik, bic = fit$bic, icl = icl(structure(fit, class = "Mclust")))))
+  fit$bic <- bic(name, fit$loglik, nrow(x), ncol(x), ncol(z))
+  list(
+    covariances = t(matrix(sigma, ncol = ncol(z))), # one a row
+    df = nMclustParams(name, ncol(x), ncol(z)),
+    log_likelihood = fit$loglik,
+    bic = fit$bic,
+    icl = icl(structure(fit, class = "Mclust"))
+  )
 }
 
-data_set <- function(rows, k) {
-  x <- as.matrix(rows)
-  partition <- cutree(hclust(dist(scale(x)), "ward.D2"), k)
-  z <- unmap(partition)
-  step <- mstep(x, modelName = "VVV", z = z)$parameters
-  models <- lapply(setNames(MODELS, MODELS), function(name) model(x, z, name))
-  list(rows = unname(x), partition = unname(partition) - 1, weights = step$pro, means = t(unname(step$mean)),
-       models = models)
+one_data_set <- function(data) {
+  x <- unname(as.matrix(data$rows))
+  partition <- unname(cutree(hclust(dist(scale(x)), "ward.D2"), data$k))
+  found <- sapply(models, one_model, x, unmap(partition), simplify = FALSE)
+  list(rows = x, partition = partition - 1, models = found)
 }
 
-found <- lapply(DATA, function(data) data_set(data$rows, data$k))
-writeLines(json(c(list(made_with = paste("mclust", packageVersion("mclust"))), found)), "mclust.json")
+found <- c(made_with = paste("mclust", packageVersion("mclust")), lapply(data_sets, one_data_set))
+writeLines(json(found), "mclust.json")
