@@ -41,34 +41,24 @@ class GaussianMixture(BaseMixture):
         The number of mixture components.
     covariance_type : str, default="full"
         scikit-learn's "full", "tied", "diag" and "spherical" (each component its own matrix, all one matrix, own
-        variances, or one variance a component), or a code of three letters, for the volume, shape and orientation of
-        the components: E equal for all, V varying, I the identity (spheres; axes along the features).
+        variances, or one variance a component), or a model of Celeux & Govaert 1995 by mclust's code. Its letters say
+        what volume, shape and orientation are: E equal for all components, V varying, I the identity.
 
-        ===== ======= ========= ============
-        code  volume  shape     orientation
-        ===== ======= ========= ============
-        EII   equal   spherical
-        VII   varying spherical              "spherical"
-        EEI   equal   equal     features'
-        VEI   varying equal     features'
-        EVI   equal   varying   features'
-        VVI   varying varying   features'    "diag"
-        EEE   equal   equal     equal        "tied"
-        VEE   varying equal     equal
-        EVE   equal   varying   equal
-        VVE   varying varying   equal
-        EEV   equal   equal     varying
-        VEV   varying equal     varying
-        EVV   equal   varying   varying
-        VVV   varying varying   varying      "full"
-        ===== ======= ========= ============
-
-        They are the models of Celeux & Govaert 1995, under the names that mclust gives them.
+        ======= ======= =============== ========== ==========
+        volume  shape   axes: features' equal      varying
+        ======= ======= =============== ========== ==========
+        equal   spheres EII
+        varying spheres VII (spherical)
+        equal   equal   EEI             EEE (tied) EEV
+        varying equal   VEI             VEE        VEV
+        equal   varying EVI             EVE        EVV
+        varying varying VVI (diag)      VVE        VVV (full)
+        ======= ======= =============== ========== ==========
     tol : float, default=1e-3
         EM stops when the log-likelihood per sample changes by less.
     reg_covar : float, default=1e-6
-        Added to the diagonal of the covariances, in the squared units of the data; before what they have in common is
-        found, so that it holds for ``covariances_``.
+        Added to the diagonal of the covariances, in the squared units of the data, before they are made equal in
+        volume, shape or orientation.
     max_iter : int, default=100
         The most EM steps of one start; each is one pass over the data.
     n_init : int, default=1
@@ -196,16 +186,11 @@ class GaussianMixture(BaseMixture):
         k, d = self.n_components, samples.n_features
         known = Start.given(family, k, d, self.weights_init, self.means_init, self.precisions_init)
         if self.warm_start and hasattr(self, "converged_"):
-            shapes = (k, d), family.model.shape(k, d)
-            if (self.means_.shape, self.covariances_.shape) != shapes:
+            shapes = self.means_.shape, self.covariances_.shape
+            if shapes != ((k, d), family.model.shape(k, d)) or not family.model.holds(self.covariances_, k, d):
                 raise ValueError(
-                    f"the last fit's means and covariances have shapes {self.means_.shape} and "
-                    f"{self.covariances_.shape}, not {shapes[0]} and {shapes[1]}: set warm_start=False to start anew"
-                )
-            if not family.model.holds(self.covariances_, k, d):
-                raise ValueError(
-                    f"the last fit's covariances are not {family.model.form}, as those of "
-                    f"covariance_type={self.covariance_type!r} are: set warm_start=False to start anew"
+                    f"the last fit's means {shapes[0]} and covariances {shapes[1]} are not of {k} components in {d} "
+                    f"features with covariance_type={self.covariance_type!r}: set warm_start=False to start anew"
                 )
             last = self._parameters()
             known = Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)

@@ -194,7 +194,7 @@ def test_precisions_that_a_model_has_not_are_refused(code: str, precisions: Any,
 
 def test_a_warm_start_needs_covariances_that_the_model_can_have(blobs: Array) -> None:
     fit = GaussianMixture(3, covariance_type="VVV", warm_start=True, random_state=0).fit(blobs)
-    with pytest.raises(ValueError, match="not the same for all components, as those of covariance_type='EEE'"):
+    with pytest.raises(ValueError, match=r"covariances \(3, 3, 3\) are not of .* covariance_type='EEE'"):
         fit.set_params(covariance_type="EEE").fit(blobs)
     fit.set_params(covariance_type="VVE").fit(blobs)
 
