@@ -14,8 +14,8 @@ from daskgmm.data.open import open_store
 from daskgmm.data.write import ATTRIBUTE, write_group
 
 SCHEMA = 1
-_SHAPES = {
-    "full": ("component", "feature", "feature_"),
+_WHOLE = ("component", "feature", "feature_")
+_SHAPES = {  # of covariances that are not whole
     "tied": ("feature", "feature_"),
     "diag": ("component", "feature"),
     "spherical": ("component",),
@@ -39,7 +39,7 @@ def to_dataset(model: Any) -> xr.Dataset:
     """The fitted parameters with names, and how they were found."""
     k, d = model.means_.shape
     features = np.array([str(name) for name in getattr(model, "feature_names_in_", range(d))], dtype=object)
-    dims = _SHAPES[model.covariance_type]
+    dims = _SHAPES.get(model.covariance_type, _WHOLE)
     params = {name: getattr(model, name) for name in _KEPT_PARAMS}
     seed = params["random_state"]
     params["random_state"] = int(seed) if isinstance(seed, int | np.integer) else None

@@ -79,6 +79,11 @@ class Start:
             if not symmetric:
                 kind = "positive" if model.diagonal else "symmetric, positive-definite"
                 raise ValueError(f"'{name}' should be {kind}")
+            if not model.holds(precisions, k, d):
+                raise ValueError(
+                    f"'{name}' should be {model.form}, as the model has no others: give such ones, or choose a freer "
+                    "covariance_type"
+                )
         return Start(weights, means, covariances, factors)
 
     @property

@@ -350,6 +350,7 @@ def test_duplicates_of_fewer_rows_than_components() -> None:
 # Components that die
 
 PRECISIONS = {"full": [np.eye(3)] * 3, "tied": np.eye(3), "diag": np.ones((3, 3)), "spherical": np.ones(3)}
+PRECISIONS |= dict.fromkeys(("EII", "VEI", "VEE", "EVE", "VVE", "EEV", "EVV"), PRECISIONS["full"])
 
 
 @pytest.mark.parametrize("far", [1e3, 1e8, 1e150])

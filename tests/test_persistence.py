@@ -31,6 +31,8 @@ SHAPES = {
     "tied": ("feature", "feature_"),
     "diag": ("component", "feature"),
     "spherical": ("component",),
+    "EEI": ("component", "feature", "feature_"),
+    "VVE": ("component", "feature", "feature_"),
 }
 
 

@@ -172,7 +172,7 @@ def test_workers_share_the_cores_of_this_machine_unless_they_have_their_own() ->
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("covariance", sorted(MODELS))
+@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical", "EEI", "VVE"])
 @pytest.mark.parametrize("k", [1, 2, 500])
 def test_rates_are_measured_for_every_model(folder: Path, covariance: str, k: int) -> None:
     family = Gaussian(MODELS[covariance], 1e-6)

@@ -22,13 +22,18 @@ from daskgmm.console import (
 if TYPE_CHECKING:
     from daskgmm.planning import Plan
 
+# The names in `families.covariance`, which imports NumPy.
+COVARIANCES = [
+    *("full", "tied", "diag", "spherical"),
+    *("EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE", "VEE", "EVE", "VVE", "EEV", "VEV", "EVV", "VVV"),
+]
 components_option = click.option(
     "--components", "n_components", type=click.IntRange(1), required=True, help="Number of components."
 )
 covariance_option = click.option(
     "--covariance",
     "covariance_type",
-    type=click.Choice(["full", "tied", "diag", "spherical"]),
+    type=click.Choice(COVARIANCES),
     default="full",
     show_default=True,
 )

@@ -39,12 +39,26 @@ class GaussianMixture(BaseMixture):
     ----------
     n_components : int, default=1
         The number of mixture components.
-    covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
-        Each component its own matrix, all one matrix, own variances, or one variance a component.
+    covariance_type : str, default="full"
+        scikit-learn's "full", "tied", "diag" and "spherical" (each component its own matrix, all one matrix, own
+        variances, or one variance a component), or a model of Celeux & Govaert 1995 by mclust's code. Its letters say
+        what volume, shape and orientation are: E equal for all components, V varying, I the identity.
+
+        ======= ======= =============== ========== ==========
+        volume  shape   axes: features' equal      varying
+        ======= ======= =============== ========== ==========
+        equal   spheres EII
+        varying spheres VII (spherical)
+        equal   equal   EEI             EEE (tied) EEV
+        varying equal   VEI             VEE        VEV
+        equal   varying EVI             EVE        EVV
+        varying varying VVI (diag)      VVE        VVV (full)
+        ======= ======= =============== ========== ==========
     tol : float, default=1e-3
         EM stops when the log-likelihood per sample changes by less.
     reg_covar : float, default=1e-6
-        Added to the diagonal of the covariances, in the squared units of the data.
+        Added to the diagonal of the covariances, in the squared units of the data, before they are made equal in
+        volume, shape or orientation.
     max_iter : int, default=100
         The most EM steps of one start; each is one pass over the data.
     n_init : int, default=1
@@ -82,7 +96,7 @@ class GaussianMixture(BaseMixture):
     weights_ : ndarray (n_components,)
     means_ : ndarray (n_components, n_features)
     covariances_, precisions_, precisions_cholesky_ : ndarray
-        (n_components, n_features, n_features) for "full", (n_features, n_features) for "tied",
+        (n_components, n_features, n_features) for "full" and every code, (n_features, n_features) for "tied",
         (n_components, n_features) for "diag", (n_components,) for "spherical".
     converged_ : bool
     n_iter_ : int
@@ -172,11 +186,11 @@ class GaussianMixture(BaseMixture):
         k, d = self.n_components, samples.n_features
         known = Start.given(family, k, d, self.weights_init, self.means_init, self.precisions_init)
         if self.warm_start and hasattr(self, "converged_"):
-            shapes = (k, d), family.model.shape(k, d)
-            if (self.means_.shape, self.covariances_.shape) != shapes:
+            shapes = self.means_.shape, self.covariances_.shape
+            if shapes != ((k, d), family.model.shape(k, d)) or not family.model.holds(self.covariances_, k, d):
                 raise ValueError(
-                    f"the last fit's means and covariances have shapes {self.means_.shape} and "
-                    f"{self.covariances_.shape}, not {shapes[0]} and {shapes[1]}: set warm_start=False to start anew"
+                    f"the last fit's means {shapes[0]} and covariances {shapes[1]} are not of {k} components in {d} "
+                    f"features with covariance_type={self.covariance_type!r}: set warm_start=False to start anew"
                 )
             last = self._parameters()
             known = Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)

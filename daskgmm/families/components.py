@@ -175,6 +175,8 @@ class DenseComponents(GaussianComponents):
     @staticmethod
     def factorize(covariances: Array) -> Array:
         """Covariances (k, d, d) to F = L⁻ᵀ, Σ = L Lᵀ."""
+        if not np.isfinite(covariances).all():  # LAPACK's does not always refuse these
+            raise np.linalg.LinAlgError("a covariance is not finite")
         return np.array([dtrtri(lower, lower=1)[0].T for lower in np.linalg.cholesky(covariances)])
 
     @staticmethod

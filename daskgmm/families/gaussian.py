@@ -39,7 +39,9 @@ class Gaussian:
     ----------
     model : CovarianceModel
     reg_covar : float
-        Added to the diagonal of every covariance, in the squared units of the data.
+        Added to the diagonal of every component's scatter before the model is fitted to it, in the squared units of
+        the data. So what the model's covariances have in common, they have with it, and the M-step maximizes the
+        likelihood less ½ reg_covar Σ n_k tr Σ_k⁻¹. Models that average scatters do not tell before from after.
     """
 
     model: CovarianceModel
@@ -77,12 +79,14 @@ class Gaussian:
         """
         counts, delta, observed = components.averages(moments)  # in the frame
         if self.model.linear:  # the M-step is the same in the frame, where rounding does less harm
-            there = self.model.estimate(counts, observed) + self.reg_covar * frame.matrix @ frame.matrix.T
+            observed = observed + self.reg_covar * frame.matrix @ frame.matrix.T
+            there = self.model.estimate(counts, observed)
             factors = self.algebra.triangular(frame.matrix.T @ self.factorize(there, counts))
             covariances = self.algebra.mapped(there, frame.unit)
         else:
-            observed = self.algebra.mapped(observed, frame.unit)
-            covariances = self.algebra.regularize(self.model.estimate(counts, observed), self.reg_covar)
+            observed = self.algebra.regularize(self.algebra.mapped(observed, frame.unit), self.reg_covar)
+            before = (self.precisions(frame.matrix.T @ components.factors),) if self.model.climbs else ()
+            covariances = self.model.estimate(counts, observed, *before)
             factors = self.factorize(covariances, counts)
         means = frame.means_out(components.centres + delta)
         return GaussianParameters(counts / counts.sum(), means, covariances, factors)

@@ -7,7 +7,6 @@ import pytest
 
 from daskgmm import GaussianMixture
 from daskgmm.em.acceleration import Mixing
-from daskgmm.families.covariance import MODELS
 
 
 def overlapping(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +67,7 @@ def test_one_step_is_nothing_to_extrapolate_from():
     assert Mixing().add(np.zeros(2), np.ones(2)).extrapolate() is None
 
 
-@pytest.mark.parametrize("covariance_type", MODELS)
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
 def test_accelerated_likelihoods_never_fall_and_end_no_lower_than_textbook_em(covariance_type):
     passes = []
     for seed in range(4):

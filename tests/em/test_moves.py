@@ -21,7 +21,8 @@ from daskgmm.families.gaussian import Gaussian, GaussianParameters
 
 Array = npt.NDArray[np.float64]
 
-every_model = pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
+CODED = {name: model for name, model in MODELS.items() if name == model.code}
+every_model = pytest.mark.parametrize("model", CODED.values(), ids=list(CODED))
 CENTRES = np.array([[0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9], [9, 9, 9]], dtype=float)
 
 
@@ -71,7 +72,10 @@ def _log_joint(em: EM, state: EMState, z: Array) -> Array:
     return components.theta @ np.concatenate([np.ones((1, z.shape[1])), z, z[left] * z[right]])
 
 
-@every_model
+# Where volumes are equal, EM is not caught.
+@pytest.mark.parametrize(
+    "model", [m for m in CODED.values() if m.code[0] == "V" or m.code == "EEE"], ids=lambda m: m.code
+)
 def test_a_move_frees_a_mixture_with_two_components_on_one_group_and_one_on_two(model: CovarianceModel) -> None:
     """EM alone stays there; the best move leads to the optimum that the groups themselves lead to."""
     rows, weights, group = _groups(3000, 1)
