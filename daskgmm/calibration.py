@@ -22,7 +22,7 @@ from daskgmm.em.loop import EM, EMState
 from daskgmm.em.prepared import DOUBLE, SINGLE, Precision, prepare
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
-from daskgmm.families.frame import Array, Frame
+from daskgmm.families.frame import Array
 from daskgmm.passes import _FAN_IN, EMPass
 from daskgmm.planning import Rates
 from daskgmm.seeding import start
@@ -70,14 +70,14 @@ def calibrate(
     heads = [_head(samples, samples.blocks[i]) for i in rng.permutation(spread)]
     threads = min(at_once, len(spread), _THREADS)
     with single_blas(), ThreadPoolExecutor(threads) as pool:
-        components, frame = _typical(samples, family, k, heads, missing, rng)
+        components = _typical(samples, family, k, heads, missing, rng)
         few = list(_cut(_read(samples, heads[0]), _FEW))
-        kinds = [prepare(frame, [components], kind, known=(kind,)) for kind in (_most(components), DOUBLE)]
+        kinds = [prepare([components], kind, pool=False) for kind in (_most(components), DOUBLE)]
         for prepared in kinds * 2:  # the first call loads compiled code
             _, seconds = _timed(sums, few, prepared)
-        (stats,) = statistics(few, frame, [components])
+        (stats,) = statistics(few, [components])
         rows = max(_FEW, int(_n(few) / seconds * budget / _TRIALS / len(kinds)))
-        _, maximize = _timed(_maximize, family, components, stats, frame)
+        _, maximize = _timed(_maximize, family, components, stats)
         _, combine = _timed(_combine, [pickle.dumps(stats)] * _FAN_IN)
 
         def attempt(i: int, head: Block) -> Array:
@@ -107,7 +107,7 @@ def _typical(
     heads: Sequence[Block],
     missing: str,
     rng: np.random.RandomState,
-) -> tuple[Components, Frame]:
+) -> Components:
     """Components about as wide as those of a fit, and where the rows suffice, after a few steps of EM.
 
     Of rows from several places: those of one are more alike than all.
@@ -126,7 +126,7 @@ def _typical(
     frame = family.frame(rows, survey.low, survey.high)
     rows = rng.permutation(rows)[: max(10_000, _ROWS_A_PARAMETER * k * rows.shape[1])]
     seeded = of_numpy([rows], rows.shape[:1], rows.shape[1])
-    one, _ = start(seeded, family, family.blank(1, frame), frame, None, rng)
+    one, _ = start(seeded, family, family.blank(1, frame), None, rng)
     narrower = k ** (1 / rows.shape[1])
     parameters = replace(
         one,
@@ -138,13 +138,13 @@ def _typical(
     if len(rows) >= _ROWS_A_PARAMETER * k * rows.shape[1]:
         em = EM(family, frame, rows - frame.shift, 0, _STEPS, accelerate=False)
         with suppress(ValueError):  # a component without rows: the start has to do
-            parameters = em.run([EMState(parameters)], EMPass(seeded, frame), lambda info: None)[0].parameters
+            parameters = em.run([EMState(parameters)], EMPass(seeded), lambda info: None)[0].parameters
     tight = family.components(parameters, frame).tight
     if tight.any() and not tight.all():  # of few rows yet: as wide as the largest of the others
         largest = int(np.argmax(np.where(tight, 0, parameters.weights)))
         for values in (parameters.covariances, parameters.factors):
             values[tight] = values[largest]
-    return family.components(parameters, frame), frame
+    return family.components(parameters, frame)
 
 
 def _read(samples: Samples, block: Block) -> list[Rows]:
@@ -155,9 +155,9 @@ def _combine(messages: Sequence[bytes]) -> Stats:
     return reduce(add, map(pickle.loads, messages))
 
 
-def _maximize(family: Family, components: Components, stats: Stats, frame: Frame) -> None:
+def _maximize(family: Family, components: Components, stats: Stats) -> None:
     with suppress(ValueError):  # a component without rows takes as long
-        family.maximize(components, completed(stats, components).moments, frame)
+        family.maximize(components, completed(stats, components).moments)
 
 
 def _head(samples: Samples, block: Block) -> Block:

@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
 from daskgmm.blas import single_blas
 from daskgmm.caching import cached
-from daskgmm.data.blocks import Samples, joined, of_numpy, refusal
+from daskgmm.climbing import Options, climb, starts
+from daskgmm.data.blocks import Samples, joined, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
-from daskgmm.em.loop import EM, EMState, Info
-from daskgmm.em.moves import moves
-from daskgmm.families.frame import Array, Frame
+from daskgmm.em.loop import EM, EMState, Info, run
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.passes import EMPass, check_memory, gather
-from daskgmm.prediction import LOG_DENSITY, predict
-from daskgmm.seeding import Start, centres, spread_candidates, start
+from daskgmm.seeding import Start
 
-# The ladder of starts: EM on the fewest rows, of which a quarter goes on to four times as many; with a fifth of these
-# rows, the better optimum of nine problems was missed more often.
-_GROWTH = 4
-_ROWS_PER_COMPONENT, _ROWS_PER_PARAMETER = 1000, 20
-_LARGEST = 4  # of so many rows at most one is in the largest; with 8, 3 of 27 fits ended below plain EM, with 4 none
-_NOISE = 0.02  # n rows tell the log-likelihood of p parameters to p / 2n a row (Wilks 1938); an early end hides optima
-_TRIES = 3  # moves that are tried before the mixture is left as it is; with 6, no more problems were solved
 _FRAME_ROWS = 10_000  # sampled for the frame where nothing else asks for a sample
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user asks of a fit; names and meanings are the estimator's."""
-
-    n_components: int
-    tol: float
-    max_iter: int
-    n_init: int
-    init_params: str
-    accelerate: bool
-    subsample: int | None
-    missing: str
-    persist: bool | Literal["auto"]
-
-
-OPTIONS = tuple(field.name for field in fields(Options))
 
 
 @dataclass(frozen=True)
@@ -60,16 +34,39 @@ class Fit:
     n_passes: int  # over all of the data: survey, start and EM
 
 
-@single_blas()  # from the first pass to the last: to set and lift the limit costs more than a small block's work
+@dataclass(frozen=True)
+class Candidate:
+    """A mixture to be fitted."""
+
+    family: Gaussian
+    options: Options
+    known: Start
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A candidate on its way to the data."""
+
+    em: EM
+    states: list[EMState]
+    survey: Survey
+    history: list[Info]  # of the sample
+    n_passes: int  # over all of the data
+
+    def ended(self, states: Sequence[EMState], shared: Sequence[Info], n_passes: int) -> Fit | ValueError:
+        """The best of the states, after shared passes over the data; or why the first failed, if all did."""
+        well = [state for state in states if state.failure is None]
+        if not well:
+            return states[0].failure or ValueError("no start")
+        best = max(well, key=lambda state: state.lower_bound)
+        parameters = best.parameters.moved(self.em.frame.shift)
+        return Fit(parameters, best, self.survey, (*self.history, *shared), self.n_passes + n_passes)
+
+
 def fit_mixture(
-    samples: Samples,
-    family: Gaussian,
-    options: Options,
-    known: Start,
-    rng: np.random.RandomState,
-    watch: Callable[[Info], None],
+    samples: Samples, candidate: Candidate, rng: np.random.RandomState, watch: Callable[[Info], None]
 ) -> Fit:
-    """Fit one mixture: the best of ``n_init`` starts.
+    """Fit one mixture: the best of its starts.
 
     Raises
     ------
@@ -78,125 +75,81 @@ def fit_mixture(
     MemoryError
         A block of the data does not fit in a worker's memory.
     """
+    (found,) = fit_mixtures(samples, [candidate], rng, watch)
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
+@single_blas()  # from the first pass to the last: to set and lift the limit costs more than a small block's work
+def fit_mixtures(
+    samples: Samples, candidates: Sequence[Candidate], rng: np.random.RandomState, watch: Callable[[Info], None]
+) -> list[Fit | ValueError]:
+    """Fit each candidate as if it were alone, but in passes over the data that they share; or say why one cannot be.
+
+    Candidates differ in their family, number of components and start; all other options are the first one's.
+
+    Raises
+    ------
+    ValueError
+        The data cannot be fitted at all; the message names the place and the remedy.
+    MemoryError
+        A block of the data does not fit in a worker's memory.
+    """
+    options = candidates[0].options
     check_memory(samples)
     samples = cached(joined(samples), options.persist)
     survey = survey_samples(samples, options, rng)
+    rngs = [rng, *(deepcopy(rng) for _ in candidates[1:])]  # each draws as it would alone
+    started: list[_Started | ValueError] = []
+    for candidate, own in zip(candidates, rngs, strict=True):
+        try:
+            started.append(_start(samples, survey, candidate, own, watch))
+        except ValueError as failure:
+            started.append(failure)
+    shared: list[Info] = []
+
+    def on_info(info: Info) -> None:
+        shared.append(info)
+        watch(info)
+
+    one_pass = EMPass(samples)
+    pairs = [(fit.em, state) for fit in started if isinstance(fit, _Started) for state in fit.states]
+    states = iter(run(pairs, one_pass, on_info))
+    return [
+        fit.ended(list(islice(states, len(fit.states))), shared, one_pass.n) if isinstance(fit, _Started) else fit
+        for fit in started
+    ]
+
+
+def _start(
+    samples: Samples,
+    survey: Survey,
+    candidate: Candidate,
+    rng: np.random.RandomState,
+    watch: Callable[[Info], None],
+) -> _Started:
+    """A candidate with its frame and its starts."""
+    family, options, known = candidate.family, candidate.options, candidate.known
+    _check_rows(samples, survey, options.n_components, family.reg_covar)
     frame = family.frame(survey.sample, survey.low, survey.high)
-    _check_spread(samples, survey, options.n_components, family.reg_covar)
+    em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter, options.accelerate)
+    sampled = len(survey.sample) < survey.n and options.subsample is not None
     history: list[Info] = []
 
     def on_info(info: Info) -> None:
         history.append(info)
         watch(info)
 
-    em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter, options.accelerate)
-    sampled = len(survey.sample) < survey.n and options.subsample is not None
     n_passes = 1
     if (parameters := known.parameters(frame)) is not None:
         states = [EMState(parameters, previous_bound=known.previous_bound)]
     elif sampled:
-        states = [_climb(em, survey, options, known, rng, on_info)]
+        states = [climb(em, survey, options, known, rng, on_info)]
     else:
-        states, used = _starts(samples, em, survey, options, known, rng)
+        states, used = starts(samples, em, survey, options, known, rng)
         n_passes += used
-    one_pass = EMPass(samples, frame)
-    states = replace(em, single=options.accelerate and sampled).run(states, one_pass, on_info)
-    best = max(states, key=lambda state: state.lower_bound)
-    return Fit(best.parameters.moved(frame.shift), best, survey, tuple(history), n_passes + one_pass.n)
-
-
-def _starts(
-    samples: Samples, em: EM, survey: Survey, options: Options, known: Start, rng: np.random.RandomState
-) -> tuple[list[EMState], int]:
-    """A state for each start to go on from all samples, and how many passes it took to find them."""
-    in_hand = len(survey.sample) == survey.n
-    seeded = _in_memory(survey) if in_hand else samples
-    rows, weights, n_passes = em.sample / em.frame.scale, survey.sample_weight, 0
-    if not in_hand and options.init_params in ("kmeans", "k-means++"):
-        rows, weights, n_passes = spread_candidates(samples, em.frame, rows[:1], options.n_components, rng)
-    found = [_start(seeded, em, rows, weights, options, known, rng) for _ in range(options.n_init)]
-    return [state for state, _ in found], n_passes + (0 if in_hand else sum(used for _, used in found))
-
-
-def _climb(
-    em: EM, survey: Survey, options: Options, known: Start, rng: np.random.RandomState, on_info: Callable[[Info], None]
-) -> EMState:
-    """One good start, by EM on growing parts of the sample: all starts on few rows, the best few on more, then moves.
-
-    So no pass over the data is spent on a bad start, and few on a good one: what a part of the rows can tell
-    is learnt from them, to about the digits that they can tell.
-    """
-    n_parameters = em.family.n_parameters(options.n_components, survey.sample.shape[1])
-    order = rng.permutation(len(survey.sample))
-    states: list[EMState] = []
-    for size in _rungs(survey.n, len(order), options.n_components, n_parameters):
-        part = replace(survey, sample=survey.sample[order[:size]], sample_weight=survey.sample_weight[order[:size]])
-        rung = _in_memory(part)
-        if not states:
-            rows, weights = em.sample[order[:size]] / em.frame.scale, part.sample_weight
-            states = [_start(rung, em, rows, weights, options, known, rng)[0] for _ in range(options.n_init)]
-        tol = max(em.tol, _NOISE * n_parameters / size)
-        climber = replace(em, tol=tol, single=options.accelerate, stage="sample")
-        one_pass = EMPass(rung, em.frame)
-        states = climber.run(states, one_pass, on_info)
-        best = sorted(states, key=lambda state: state.lower_bound, reverse=True)
-        states = [EMState(state.parameters) for state in best[: max(1, len(best) // _GROWTH)]]
-    found = best[0] if known.ordered else _moved(climber, best[0], part, one_pass, on_info)
-    return EMState(found.parameters)
-
-
-def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Callable[[Info], None]) -> EMState:
-    """The state after all moves that make it better, by more than the standard error of the gain.
-
-    Of differences row by row: Vuong 1989, Likelihood Ratio Tests for Model Selection, Econometrica 57.
-    """
-    weights, identity = part.sample_weight, Frame.identity(part.sample.shape[1])
-    centred = _in_memory(replace(part, sample=part.sample - em.frame.shift))
-
-    def log_densities(parameters: GaussianParameters) -> Array:
-        return predict(centred, em.family.components(parameters, identity), LOG_DENSITY, "raise")
-
-    before = log_densities(state.parameters)
-    while True:
-        proposed = moves(em, state.parameters, part.sample, weights)
-        for parameters in proposed[:_TRIES]:
-            try:
-                (moved,) = em.run([EMState(parameters)], one_pass, on_info)
-            except ValueError:  # collapsed: the state has not
-                continue
-            after = log_densities(moved.parameters)
-            gains = after - before
-            gain = np.average(gains, weights=weights)
-            if gain > np.sqrt(np.average((gains - gain) ** 2, weights=weights) / len(gains)):
-                state, before = moved, after
-                break
-        else:
-            return state
-
-
-def _rungs(n: int, n_sampled: int, k: int, n_parameters: int) -> list[int]:
-    """Rows of the growing parts of the sample; the largest is small beside the data."""
-    largest = min(n_sampled, max(n // _LARGEST, _ROWS_PER_COMPONENT * k))
-    least = max(_ROWS_PER_COMPONENT * k, min(_ROWS_PER_PARAMETER * n_parameters, largest // _GROWTH))
-    sizes = [largest]
-    while sizes[0] >= _GROWTH * least:
-        sizes.insert(0, sizes[0] // _GROWTH)
-    return sizes
-
-
-def _in_memory(survey: Survey) -> Samples:
-    """The survey's sample as samples."""
-    return of_numpy([survey.sample], survey.sample.shape[:1], survey.sample.shape[1], survey.sample_weight)
-
-
-def _start(
-    seeded: Samples, em: EM, rows: Array, weights: Array, options: Options, known: Start, rng: np.random.RandomState
-) -> tuple[EMState, int]:
-    """One start, and how many passes over the seeded samples it took."""
-    k, method = options.n_components, options.init_params
-    found = None if method == "random" else centres(method, rows, weights, k, rng)
-    parameters, used = start(seeded, em.family, em.family.blank(k, em.frame), em.frame, found, rng)
-    return EMState(known.replace_in(parameters, em.frame)), used
+    return _Started(replace(em, single=options.accelerate and sampled), states, survey, history, n_passes)
 
 
 def survey_samples(samples: Samples, options: Options, rng: np.random.RandomState) -> Survey:
@@ -217,20 +170,20 @@ def survey_samples(samples: Samples, options: Options, rng: np.random.RandomStat
     if survey.bad is not None and options.missing != "drop":
         position, feature, value = survey.bad
         raise refusal(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
-    if survey.n < options.n_components:
-        raise ValueError(
-            f"Expected n_samples >= n_components but got n_components = {options.n_components}, "
-            f"n_samples = {survey.n}: lower n_components"
-            + (" (rows with missing values or a weight of zero do not count)" if survey.n < samples.n else "")
-        )
     return survey
 
 
-def _check_spread(samples: Samples, survey: Survey, k: int, reg_covar: float) -> None:
-    """Warn of rows that are too few, once duplicates are counted as one, and of features that do not vary.
+def _check_rows(samples: Samples, survey: Survey, k: int, reg_covar: float) -> None:
+    """Refuse fewer rows than components; warn if they are too few once duplicates count as one, or do not vary.
 
     Without ``reg_covar`` such data cannot be fitted, and are refused.
     """
+    if survey.n < k:
+        raise ValueError(
+            f"Expected n_samples >= n_components but got n_components = {k}, n_samples = {survey.n}: "
+            "lower n_components"
+            + (" (rows with missing values or a weight of zero do not count)" if survey.n < samples.n else "")
+        )
     for size in (1000, len(survey.sample)):  # duplicates are rare: a few rows mostly tell
         distinct = len(np.unique(survey.sample[:size], axis=0))
         if distinct >= k:

@@ -24,10 +24,10 @@ import numpy.typing as npt
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Block, Region, Samples, Source, whole
 from daskgmm.em.estep import Rows, compile_statistics, completed, sums
-from daskgmm.em.prepared import Precision, Prepared, prepare
+from daskgmm.em.prepared import Precision, Prepared, kind, prepare
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
-from daskgmm.families.frame import Array, Frame
+from daskgmm.families.frame import Array
 
 _FAN_IN = 8
 # Tasks that a thread of this process takes at a time, where there are enough: as short as those on rows in memory may
@@ -76,25 +76,24 @@ def total(samples: Samples, kernel: Kernel) -> Any:
 class EMPass:
     """E-step and moments over all samples: what `daskgmm.em.loop.EM.run` calls once an iteration."""
 
-    def __init__(self, samples: Samples, frame: Frame) -> None:
+    def __init__(self, samples: Samples) -> None:
         self.n = 0  # passes made
         self._samples = samples
-        self._frame = frame
-        self._compiled: set[Precision] = set()
-        self._scatter: dict[Precision, Array] = {}  # of lean models: the same in each pass
+        self._compiled: set[Any] = set()
+        self._scatter: dict[Any, Array] = {}  # of lean models: the same in each pass
 
     def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
-        if not self._compiled.issuperset(dtypes):
-            compile_statistics(self._frame, models, dtypes, self._samples.dtype)
-            self._compiled.update(dtypes)
+        kinds = [(*kind(model), dtype) for model, dtype in zip(models, dtypes, strict=True)]
+        if not self._compiled.issuperset(kinds):
+            compile_statistics(models, dtypes, self._samples.dtype)
+            self._compiled.update(kinds)
         self.n += 1
-        known = self._scatter
-        prepared = prepare(self._frame, models, dtypes, known)
-        stats = total(self._samples, partial(_sums, prepared=prepared))
-        for model, dtype, found in zip(models, dtypes, stats, strict=True):
-            if model.lean:
-                known.setdefault(dtype, found.scatter)
-        return [completed(s, m, known.get(dtype)) for m, dtype, s in zip(models, dtypes, stats, strict=True)]
+        lean = {kind for kind, model in zip(kinds, models, strict=True) if model.lean}
+        pool = not lean.issubset(self._scatter)
+        stats = total(self._samples, partial(_sums, prepared=prepare(models, dtypes, pool)))
+        if pool:
+            self._scatter |= {k: s.scatter for k, m, s in zip(kinds, models, stats, strict=True) if m.lean}
+        return [completed(s, m, self._scatter.get(k)) for k, m, s in zip(kinds, models, stats, strict=True)]
 
 
 def rows(samples: Samples, kernel: Kernel, dtype: npt.DTypeLike, extra: tuple[int, ...] = ()) -> Any:

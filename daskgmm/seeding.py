@@ -161,12 +161,11 @@ def start(
     samples: Samples,
     family: Family,
     blank: Components,
-    frame: Frame,
     found: Array | None,
     rng: np.random.RandomState,
 ) -> tuple[Any, int]:
     """Parameters from a first M-step, and the passes: rows belong to the nearest of ``found``, or at random."""
-    kernel = partial(_start, frame=frame, found=found, seed=int(rng.randint(2**31 - 1)))
+    kernel = partial(_start, found=found, seed=int(rng.randint(2**31 - 1)))
     n_passes = 0
 
     def one_pass(blanks: Sequence[Components], dtypes: Sequence[Precision] = ()) -> list[Stats]:
@@ -175,11 +174,11 @@ def start(
         return [total(samples, partial(kernel, blank=blank))[0] for blank in blanks]
 
     (blank,), (stats,) = look_again([blank], one_pass([blank]), one_pass)
-    return family.maximize(blank, stats.moments, frame), n_passes
+    return family.maximize(blank, stats.moments), n_passes
 
 
 def _start(
-    block: Block, pieces: Iterator[Rows], frame: Frame, blank: Components, found: Array | None, seed: int
+    block: Block, pieces: Iterator[Rows], blank: Components, found: Array | None, seed: int
 ) -> tuple[Stats, ...]:
     k = len(blank.means)
     rng = np.random.default_rng([seed, block.index])
@@ -189,10 +188,10 @@ def _start(
         return resp / resp.sum(axis=0)
 
     def nearest(z: Array) -> Array:
-        return np.eye(k)[:, np.argmin(cdist(found, frame.standardized(z).T, "sqeuclidean"), axis=0)]
+        return np.eye(k)[:, np.argmin(cdist(found, blank.frame.standardized(z).T, "sqeuclidean"), axis=0)]
 
     respond: Callable[[Array], Array] = at_random if found is None else nearest
-    return start_statistics(pieces, frame, blank, respond)
+    return start_statistics(pieces, blank, respond)
 
 
 def _far_rows(

@@ -60,12 +60,11 @@ def sums(pieces: Iterable[Rows], prepared: Sequence[Prepared]) -> tuple[Stats, .
 
 def statistics(
     pieces: Iterable[Rows],
-    frame: Frame,
     models: Sequence[Components],
     dtype: Precision | Sequence[Precision] = DOUBLE,
 ) -> tuple[Stats, ...]:
     """The same, of models that are not prepared."""
-    return sums(pieces, prepare(frame, models, dtype))
+    return sums(pieces, prepare(models, dtype))
 
 
 def completed(stats: Stats, model: Components, scatter: Array | None = None) -> Stats:
@@ -81,14 +80,13 @@ def completed(stats: Stats, model: Components, scatter: Array | None = None) -> 
 
 def start_statistics(
     pieces: Iterable[Rows],
-    frame: Frame,
     blank: Components,
     respond: Callable[[Array], Array],
 ) -> tuple[Stats, ...]:
     """Moments under responsibilities that no model gave: ``respond`` maps z (d, n) to (k, n)."""
-    total = np.zeros((len(blank.means), 1 + len(frame.shift) + len(blank.products[0])))
+    total = np.zeros((len(blank.means), 1 + blank.means.shape[1] + len(blank.products[0])))
     n = 0
-    for z, w in framed(pieces, frame):
+    for z, w in framed(pieces, blank.frame):
         total += soft_moments(z, respond(z) if w is None else respond(z) * w, blank)
         n += z.shape[1]
     return (Stats(n, 0.0, total),)
@@ -124,13 +122,13 @@ def log_joint_of(x: npt.NDArray[np.generic], model: Components, least: float = 0
 
 
 def compile_statistics(
-    frame: Frame, models: Sequence[Components], dtypes: Sequence[Precision], stored: np.dtype[Any] = DOUBLE
+    models: Sequence[Components], dtypes: Sequence[Precision], stored: np.dtype[Any] = DOUBLE
 ) -> None:
     """Have the kernel compiled and cached in this process, for workers to load: to compile took one over 365 MiB.
 
     For rows ``stored`` in some precision.
     """
-    statistics([(np.zeros((1, len(frame.shift)), stored), None)], frame, models, dtypes)
+    statistics([(np.zeros((1, models[0].means.shape[1]), stored), None)], models, dtypes)
 
 
 def compile_prediction(model: Components) -> None:

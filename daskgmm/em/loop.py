@@ -159,7 +159,7 @@ class EM:
             n_reseeded=state.n_reseeded + len(dead),
         )
         if not dead:
-            parameters = self.family.maximize(components, stats.moments, self.frame)
+            parameters = self.family.maximize(components, stats.moments)
             # An extrapolated step may gain little where EM's own would gain more: only the latter ends a fit.
             converged = abs(self._left(after)) < self.tol
             if state.plain is not None:
@@ -174,7 +174,7 @@ class EM:
         kept = np.setdiff1d(np.arange(len(counts)), dead)
         # Next to nothing, but for what was summed for all components together.
         shared = stats.moments[dead].sum(axis=0) / len(kept)
-        alive = self.family.maximize(components.take(kept), stats.moments[kept] + shared, self.frame)
+        alive = self.family.maximize(components.take(kept), stats.moments[kept] + shared)
         rows = self.sample[self._unlikely(alive, len(dead))]
         reseeded = self.family.reseed(alive, dead, rows)
         return replace(after, parameters=reseeded, mixing=Mixing(), point=None, plain=None), dead
@@ -198,7 +198,7 @@ class EM:
         if not (moments[:, 0] > 0).all():
             return replace(plain, mixing=mixing.failed())
         try:
-            parameters = self.family.maximize(components, moments * stats.weight, self.frame)
+            parameters = self.family.maximize(components, moments * stats.weight)
         except ValueError:  # impossible moments
             return replace(plain, mixing=mixing.failed())
         return replace(plain, parameters=parameters, point=moments, mixing=mixing, plain=plain)

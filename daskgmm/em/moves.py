@@ -59,7 +59,7 @@ class _Parts:
     def fit(self, em: EM) -> tuple[float, Any]:
         """The bound, and the parameters that it belongs to."""
         try:
-            parameters = em.family.maximize(em.family.blank(len(self.moments), em.frame), self.moments, em.frame)
+            parameters = em.family.maximize(em.family.blank(len(self.moments), em.frame), self.moments)
         except ValueError:  # a component collapsed
             return -np.inf, None
         theta = em.family.components(parameters, em.frame).theta
@@ -180,7 +180,7 @@ def _upper(em: EM, x: Array, z: Array, weights: Array, densities: Array) -> Arra
     whole = _Parts.of(em, z, np.ones((1, len(x))), weights)
 
     def one_pass(models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
-        found = statistics([(x, weights)], em.frame, models, dtypes)
+        found = statistics([(x, weights)], models, dtypes)
         return [completed(s, m) for s, m in zip(found, models, strict=True)]
 
     fits: list[EMState] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.families.base import Components
-from daskgmm.families.frame import Array, Frame
+from daskgmm.families.frame import Array
 
 Precision = np.dtype[np.floating[Any]]
 DOUBLE, SINGLE = np.dtype(np.float64), np.dtype(np.float32)
@@ -42,10 +42,9 @@ class Prepared:
     room: tuple[Any, ...]  # arguments of `kernel.workspace`
 
     @staticmethod
-    def of(
-        models: Sequence[Components], places: npt.NDArray[np.intp], frame: Frame, dtype: Precision, pool: bool
-    ) -> Prepared:
-        d, products = len(frame.shift), models[0].products
+    def of(models: Sequence[Components], places: npt.NDArray[np.intp], dtype: Precision, pool: bool) -> Prepared:
+        frame, products = models[0].frame, models[0].products
+        d = len(frame.shift)
         none = products[0][:0], products[1][:0]
         lean, diagonal = models[0].lean, models[0].factors.ndim == 2
         ends = np.cumsum([len(model.means) for model in models])
@@ -83,30 +82,31 @@ class Prepared:
 
 
 def prepare(
-    frame: Frame,
-    models: Sequence[Components],
-    dtype: Precision | Sequence[Precision] = DOUBLE,
-    known: Container[Precision] = (),
+    models: Sequence[Components], dtype: Precision | Sequence[Precision] = DOUBLE, pool: bool = True
 ) -> tuple[Prepared, ...]:
-    """What `sums` needs to know of some models, all of one family.
+    """What `sums` needs to know of some models; those that are alike share φ.
 
     Parameters
     ----------
-    frame : Frame
     models : sequence of Components
     dtype : dtype or sequence of dtype
         Precision within a tile, double or single, of all or of each; sums over tiles are double.
-    known : container of dtype
-        In which the caller knows already what lean models need once for all components.
+    pool : bool
+        Sum what lean models need once for all components; False: the caller knows it already.
     """
     dtypes = [dtype] * len(models) if isinstance(dtype, np.dtype) else dtype
-    alike: dict[tuple[bool, bool, Precision], list[int]] = {}
+    alike: dict[Any, list[int]] = {}
     for place, (model, of) in enumerate(zip(models, dtypes, strict=True)):
-        alike.setdefault((model.lean, bool(model.tight.any()), of), []).append(place)
+        alike.setdefault((of, *kind(model), model.lean, model.tight.any()), []).append(place)
     return tuple(
-        Prepared.of([models[place] for place in places], np.array(places), frame, of, of not in known)
-        for (*_, of), places in alike.items()
+        Prepared.of([models[place] for place in places], np.array(places), of, pool)
+        for (of, *_), places in alike.items()
     )
+
+
+def kind(model: Components) -> tuple[int, bool]:
+    """What says which φ a model is summed with: its frame, and whether that is diagonal."""
+    return id(model.frame), model.factors.ndim == 2
 
 
 def direct(

@@ -17,6 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from daskgmm import persistence
+from daskgmm.climbing import OPTIONS, Options
 from daskgmm.data.blocks import Samples
 from daskgmm.em.loop import Info
 from daskgmm.estimators.base import BaseMixture
@@ -24,7 +25,7 @@ from daskgmm.families.components import GaussianComponents
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
-from daskgmm.fitting import OPTIONS, Fit, Options, fit_mixture
+from daskgmm.fitting import Candidate, Fit, fit_mixture
 from daskgmm.seeding import Start
 
 
@@ -195,7 +196,7 @@ class GaussianMixture(BaseMixture):
             last = self._parameters()
             known = Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)
         options = Options(**{name: getattr(self, name) for name in OPTIONS})
-        fit = fit_mixture(samples, family, options, known, check_random_state(self.random_state), watch)
+        fit = fit_mixture(samples, Candidate(family, options, known), check_random_state(self.random_state), watch)
         if self.max_iter and not fit.state.converged:
             warnings.warn(
                 f"EM did not converge in {fit.state.n_iter} passes: raise max_iter or tol, or go on from here with "

@@ -24,6 +24,10 @@ class Components(Protocol):
     """
 
     @property
+    def frame(self) -> Frame:
+        """In whose coordinates they are."""
+
+    @property
     def constants(self) -> Array:
         """(k,): log weight + log p(mean | k)."""
 
@@ -86,7 +90,7 @@ class Family(Protocol):
     def blank(self, k: int, frame: Frame) -> Components:
         """Components about the origin of ``frame``, under which a start's moments are gathered."""
 
-    def maximize(self, components: Any, moments: Array, frame: Frame) -> Any:
+    def maximize(self, components: Any, moments: Array) -> Any:
         """M-step: the parameters under which moments (k, p), gathered with ``components``, are likeliest."""
 
     def n_parameters(self, k: int, d: int) -> int:

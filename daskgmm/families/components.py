@@ -40,7 +40,7 @@ class GaussianComponents(ABC):
     constants: Array  # (k,) log weight + log p(mean | k)
     means: Array  # (k, d)
     factors: Array  # as in GaussianParameters, of z
-    radius: float
+    frame: Frame
     pooled: bool = False  # do all have one covariance?
     about: Array | None = None  # (k, d) what the moments are to be about, where `tight` does not decide
 
@@ -57,7 +57,7 @@ class GaussianComponents(ABC):
 
         Where distances are taken to the means, and not by products about the origin, only those are that it holds.
         """
-        return self.own_reach if self._apart else self.radius * self._narrowness
+        return self.own_reach if self._apart else self.frame.radius * self._narrowness
 
     @property
     def own_reach(self) -> Array:

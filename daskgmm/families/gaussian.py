@@ -65,11 +65,11 @@ class Gaussian:
             constants - 0.5 * d * np.log(2 * np.pi),
             frame.means_in(parameters.means),
             self.algebra.factors_in(parameters.factors, frame),
-            frame.radius,
+            frame,
             self.model.pooled,
         )
 
-    def maximize(self, components: GaussianComponents, moments: Array, frame: Frame) -> GaussianParameters:
+    def maximize(self, components: GaussianComponents, moments: Array) -> GaussianParameters:
         """M-step: maximum likelihood from moments (k, p) about the components' centres.
 
         Raises
@@ -77,6 +77,7 @@ class Gaussian:
         CollapsedComponentError
             A covariance is singular.
         """
+        frame = components.frame
         counts, delta, observed = components.averages(moments)  # in the frame
         if self.model.linear:  # the M-step is the same in the frame, where rounding does less harm
             observed = observed + self.reg_covar * frame.matrix @ frame.matrix.T
@@ -116,7 +117,7 @@ class Gaussian:
         """Components that only say what moments mean: about the origin of ``frame``. For a start's M-step."""
         d = len(frame.shift)
         factors = np.zeros((k, d) if self.model.diagonal else (k, d, d))
-        return self.algebra(np.zeros(k), np.zeros((k, d)), factors, 0.0)
+        return self.algebra(np.zeros(k), np.zeros((k, d)), factors, replace(frame, radius=0.0))
 
     def reseed(self, alive: GaussianParameters, dead: Sequence[int], rows: Array) -> GaussianParameters:
         """Add to the components ``alive`` new ones at the indices ``dead``, each on one of ``rows``.

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from problems import PROBLEMS
 
-from daskgmm import GaussianMixture, fitting
+from daskgmm import GaussianMixture, climbing
 from daskgmm.em import moves
 
 Array = npt.NDArray[np.float64]
@@ -71,8 +71,8 @@ def counted(k: int) -> Iterator[list[float]]:
 
     with ExitStack() as stack:
         for where, name, rows in (
-            (fitting, "moves", lambda em, parameters, rows, weights: 2 * len(rows)),  # an E-step; moments, twice
-            (fitting, "predict", lambda samples, model, output, missing: samples.n),
+            (climbing, "moves", lambda em, parameters, rows, weights: 2 * len(rows)),  # an E-step; moments, twice
+            (climbing, "predict", lambda samples, model, output, missing: samples.n),
             (moves, "statistics", lambda pieces, frame, models, dtype: 2 / k * len(pieces[0][0])),
         ):
             stack.enter_context(patch.object(where, name, count(getattr(where, name), rows)))

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 
 from daskgmm import GaussianMixture
+from daskgmm.climbing import rungs
 from daskgmm.em.estep import completed, log_densities, log_joint_of, soft_moments, statistics
 from daskgmm.em.loop import EMState, remaining
 from daskgmm.em.softmax import exp, soften
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
-from daskgmm.fitting import _rungs
 
 Array = npt.NDArray[np.float64]
 DOUBLE, SINGLE = np.dtype(np.float64), np.dtype(np.float32)
@@ -115,7 +115,7 @@ def test_statistics_are_numpy_s(model: CovarianceModel, d: int, k: int, dtype: n
     y = np.einsum("kij,kin->kjn", factors, z[None] - components.means[:, :, None])
     log_joint = components.constants[:, None] - 0.5 * (y**2).sum(axis=1)
     resp = softmax(log_joint, axis=0)
-    (found,) = statistics([(x, None)], frame, [components], dtype)
+    (found,) = statistics([(x, None)], [components], dtype)
     stats = completed(found, components)
     tolerance = 1e-12 if dtype == DOUBLE else 1e-4
     assert stats.log_likelihood == pytest.approx(logsumexp(log_joint, axis=0).sum(), rel=tolerance)
@@ -150,7 +150,7 @@ def test_rows_of_one_component_or_of_many(apart: float, d: int, k: int, weight: 
     w = weight * np.linspace(0.1, 2, 3000)
     log_likelihood, moments = _reference(x, w, components, frame)
     for dtype, tolerance in ((DOUBLE, 1e-13), (SINGLE, 2e-5)):
-        (stats,) = statistics([(x, w)], frame, [components], dtype)
+        (stats,) = statistics([(x, w)], [components], dtype)
         assert stats.log_likelihood == pytest.approx(log_likelihood, rel=max(1e-12, tolerance))
         assert np.abs(stats.moments - moments).max() <= 20 * tolerance * np.abs(moments).max()
 
@@ -178,7 +178,7 @@ def test_what_holds_nothing_of_a_row_is_cut_off_below_what_counts(apart: float) 
     assert cut[counts] == pytest.approx(exact[counts], rel=1e-12)
     assert (cut - exact.max(axis=0))[~counts].max(initial=-np.inf) <= np.log(least)
     assert (np.abs(cut - exact) > 1e-6 * np.abs(exact)).any() == (apart == 3.0)  # else the law was not put to the test
-    (stats,) = statistics([(x, None)], frame, [components])
+    (stats,) = statistics([(x, None)], [components])
     resp = np.exp(below) / np.exp(below).sum(axis=0)
     assert stats.moments == pytest.approx(soft_moments(x.T, resp, components), rel=1e-11, abs=1e-11 * n)
 
@@ -186,11 +186,11 @@ def test_what_holds_nothing_of_a_row_is_cut_off_below_what_counts(apart: float) 
 def test_models_that_share_a_pass_have_the_bits_they_have_alone() -> None:
     """Also where one's rows belong to few of its components and another's do not."""
     x, frame, near = _mixture(MODELS["full"], 16, 20)
-    _, _, other = _mixture(MODELS["full"], 16, 7)
+    other = replace(_mixture(MODELS["full"], 16, 7)[2], frame=frame)
     vague = replace(other, factors=0.05 * other.factors)
-    together = statistics([(x, None)], frame, [near, vague, other])
+    together = statistics([(x, None)], [near, vague, other])
     for found, model in zip(together, (near, vague, other), strict=True):
-        (alone,) = statistics([(x, None)], frame, [model])
+        (alone,) = statistics([(x, None)], [model])
         assert found.log_likelihood == alone.log_likelihood
         assert np.array_equal(found.moments, alone.moments)
 
@@ -199,11 +199,11 @@ def test_models_that_share_a_pass_have_the_bits_they_have_alone() -> None:
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_rows_that_are_read_only_have_the_same_bits(model: CovarianceModel, dtype: Any) -> None:
     """As those are that were kept on one worker and came to another."""
-    x, frame, components = _mixture(model, 35, 4, n=12_345)
+    x, _, components = _mixture(model, 35, 4, n=12_345)
     x = x.astype(dtype)
     fixed = x.copy()
     fixed.flags.writeable = False
-    (one,), (other,) = (statistics([(rows, None)], frame, [components]) for rows in (x, fixed))
+    (one,), (other,) = (statistics([(rows, None)], [components]) for rows in (x, fixed))
     assert one.log_likelihood == other.log_likelihood
     assert np.array_equal(one.moments, other.moments)
 
@@ -214,13 +214,13 @@ def test_single_precision_rows_far_from_the_origin(model: CovarianceModel, d: in
     """They are what they are in double precision, to the bit: their distance to the shift is rounded only after."""
     x, frame, components = _mixture(model, d, 4)
     far = (x + 1000).astype(np.float32)
-    frame = replace(frame, shift=frame.shift + 1000)
+    there = replace(components, frame=replace(frame, shift=frame.shift + 1000))
     for dtype in (DOUBLE, SINGLE):
-        (stored,) = statistics([(far, None)], frame, [components], dtype)
-        (converted,) = statistics([(far.astype(np.float64), None)], frame, [components], dtype)
+        (stored,) = statistics([(far, None)], [there], dtype)
+        (converted,) = statistics([(far.astype(np.float64), None)], [there], dtype)
         assert np.array_equal(stored.moments, converted.moments)
         assert stored.log_likelihood == converted.log_likelihood
-    (near,) = statistics([(x, None)], replace(frame, shift=frame.shift - 1000), [components])
+    (near,) = statistics([(x, None)], [components])
     assert stored.log_likelihood == pytest.approx(near.log_likelihood, rel=1e-4)
 
 
@@ -228,7 +228,7 @@ def test_single_precision_rows_far_from_the_origin(model: CovarianceModel, d: in
 @pytest.mark.parametrize("d", [3, 16])
 def test_rows_that_do_not_count(stored: Any, d: int) -> None:
     """Rows with a value that is not finite or without weight are as if they were not there; read-only ones are."""
-    x, frame, components = _mixture(MODELS["full"], d, 4)
+    x, _, components = _mixture(MODELS["full"], d, 4)
     x = (20 * x).astype(stored)
     w = np.linspace(0.5, 2, len(x))
     keep = np.ones(len(x), dtype=bool)
@@ -239,8 +239,8 @@ def test_rows_that_do_not_count(stored: Any, d: int) -> None:
     w[5::50] = 0
     x.flags.writeable = w.flags.writeable = False
     for weights, kept in ((None, keep), (w, keep & (w > 0))):
-        (found,) = statistics([(x, weights)], frame, [components])
-        (expected,) = statistics([(x[kept], None if weights is None else w[kept])], frame, [components])
+        (found,) = statistics([(x, weights)], [components])
+        (expected,) = statistics([(x[kept], None if weights is None else w[kept])], [components])
         assert found.n == kept.sum()
         assert found.log_likelihood == pytest.approx(expected.log_likelihood, rel=1e-12)
         assert np.abs(found.moments - expected.moments).max() <= 1e-12 * np.abs(expected.moments).max()
@@ -274,7 +274,7 @@ def test_early_passes_in_single_precision_do_not_show_in_the_result() -> None:
 @given(n=st.integers(100, 10**12), n_sampled=st.integers(100, 10**6), k=st.integers(1, 100), p=st.integers(1, 10**6))
 def test_rungs_grow_fourfold_to_a_small_part_of_the_data(n: int, n_sampled: int, k: int, p: int) -> None:
     n_sampled = min(n, n_sampled)
-    sizes = _rungs(n, n_sampled, k, p)
+    sizes = rungs(n, n_sampled, k, p)
     assert sizes[-1] == min(n_sampled, max(n // 4, 1000 * k))
     assert all(4 * few <= more < 4 * few + 4 for few, more in pairwise(sizes))
     assert sizes[0] >= min(sizes[-1], 1000 * k)

@@ -34,7 +34,7 @@ def _em(model: CovarianceModel, rows: Array) -> EM:
 
 def _fit(em: EM, parameters: Any, rows: Array, weights: Array) -> EMState:
     def one_pass(models: Any, dtype: Any) -> Any:
-        return [completed(s, m) for s, m in zip(statistics([(rows, weights)], em.frame, models), models, strict=True)]
+        return [completed(s, m) for s, m in zip(statistics([(rows, weights)], models), models, strict=True)]
 
     (state,) = em.run([EMState(parameters)], one_pass, lambda _: None)
     return state
@@ -142,7 +142,7 @@ def test_a_move_that_collapses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
         return [replace(parameters, means=means, covariances=covariances, factors=factors)]
 
     for moves_there_are in (on_one_row, lambda *_: []):
-        monkeypatch.setattr("daskgmm.fitting.moves", moves_there_are)
+        monkeypatch.setattr("daskgmm.climbing.moves", moves_there_are)
         fits.append(GaussianMixture(5, **options).fit(x))
     assert np.array_equal(fits[0].means_, fits[1].means_)
     with pytest.raises(ValueError, match="collapsed"):

@@ -108,7 +108,7 @@ def test_axes_that_there_are_are_not_left_for_worse(code: str, k: int, d: int, s
     components = family.components(parameters, frame)
     i, j = components.products
     means = np.hstack([np.ones((k, 1)), np.zeros((k, d)), (frame.matrix @ scatter @ frame.matrix.T)[:, i, j]])
-    found = family.maximize(components, counts[:, None] * means, frame).covariances
+    found = family.maximize(components, counts[:, None] * means).covariances
     assert _expected(counts, scatter, found) >= before - 1e-12
 
 
