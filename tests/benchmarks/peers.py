@@ -143,7 +143,7 @@ def our_pass(
     sample = samples.source.read(samples.blocks[0].regions[0])[0].astype(np.float64)
     frame = family.frame(sample, sample.min(axis=0), sample.max(axis=0))
     components = [family.components(start.moved(-frame.shift), frame) for start in starts]
-    one_pass = EMPass(samples, frame)
+    one_pass = EMPass(samples)
 
     def call() -> float:
         begin = time.perf_counter()
