@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from daskgmm.data.open import open_samples
     from daskgmm.em.loop import Info
     from daskgmm.estimators.gaussian import GaussianMixture, load
+    from daskgmm.estimators.selection import GaussianMixtureIC
 
-__all__ = ["GaussianMixture", "Info", "load", "open_samples"]
+__all__ = ["GaussianMixture", "GaussianMixtureIC", "Info", "load", "open_samples"]
 
 _HOMES = {
     "GaussianMixture": "daskgmm.estimators.gaussian",
+    "GaussianMixtureIC": "daskgmm.estimators.selection",
     "load": "daskgmm.estimators.gaussian",
     "Info": "daskgmm.em.loop",
     "open_samples": "daskgmm.data.open",

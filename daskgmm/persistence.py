@@ -75,6 +75,18 @@ def to_dataset(model: Any) -> xr.Dataset:
     return ds.assign_coords(feature_=("feature_", features)) if "feature_" in dims else ds
 
 
+def restore(model: Any, ds: xr.Dataset) -> None:
+    """Give a model the fitted attributes that `to_dataset` wrote."""
+    model.n_features_in_ = ds.sizes["feature"]
+    if ds.attrs["named_features"]:
+        model.feature_names_in_ = np.array([str(name) for name in ds["feature"].values], dtype=object)
+    for name in ("weights", "means", "covariances", "precisions_cholesky"):
+        setattr(model, f"{name}_", ds[name].values)
+    model.lower_bounds_ = ds["lower_bounds"].values.tolist()
+    for name, value in json.loads(ds.attrs["fit"]).items():
+        setattr(model, f"{name}_", value)
+
+
 def write(ds: xr.Dataset, path: str | os.PathLike[str], overwrite: bool) -> None:
     """Write a model's Dataset; the group opens once it is complete."""
     write_group(os.fspath(path), ds, {"kind": "model", "schema": SCHEMA}, overwrite)

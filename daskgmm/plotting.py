@@ -77,6 +77,47 @@ def plot_convergence(fit: Any, *, tol: float | None = None, title: str = "Log-li
     return figure
 
 
+def plot_selection(results: Any, *, title: str = "") -> Figure:
+    """An information criterion over the number of components, for each covariance model.
+
+    Parameters
+    ----------
+    results : xarray.Dataset
+        `daskgmm.GaussianMixtureIC.results_`.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A line a model, that of the best candidate in colour and the candidate itself marked; a gap where one failed.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    name = results.attrs["criterion"]
+    values = results[name].transpose("covariance_type", "n_components").values
+    ks, best = results["n_components"].values, np.unravel_index(np.nanargmin(values), values.shape)
+    figure = _figure(7.5, 4.5)
+    axes = figure.subplots()
+    colours = [_STAGES["data"] if i == best[0] else _FAINT for i in range(len(values))]
+    for line, colour in zip(values, colours, strict=True):
+        axes.plot(ks, line, color=colour, marker="o", markersize=4, zorder=2 + (colour != _FAINT))
+    axes.plot(ks[best[1]], values[best], marker="o", markersize=11, markerfacecolor="none", color=_STAGES["data"])
+    low, high = axes.get_ylim()
+    at = -np.inf
+    ends = [line[np.isfinite(line)][-1:].sum() for line in values]
+    for i in np.argsort(ends):  # names of lines that end close together stand one above the other
+        at = max(ends[i], at + 0.045 * (high - low))
+        model = str(results["covariance_type"].values[i])
+        axes.text(1.01, at, model, color=colours[i], fontsize=9, va="center", transform=axes.get_yaxis_transform())
+    axes.set_xlabel("number of components")
+    axes.set_ylabel(f"{name.upper()} (lower is better)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _bare(axes)
+    model, k = results["covariance_type"].values[best[0]], ks[best[1]]
+    _title(figure, title or f"{model}, {k} components: {name.upper()} {_number(float(values[best]))}")
+    return figure
+
+
 def plot_segmentation(
     images: Sequence[npt.NDArray[np.uint8]],
     labels: Sequence[npt.NDArray[np.integer[Any]]],

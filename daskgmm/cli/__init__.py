@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from daskgmm.cli import demo, fitting, model
+from daskgmm.cli import demo, fitting, model, selection
 from daskgmm.console import Group
 
 
@@ -22,5 +22,14 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (fitting.fit, fitting.plan, model.predict, model.score, model.sample, model.show, demo.demo):
+for command in (
+    fitting.fit,
+    fitting.plan,
+    selection.select,
+    model.predict,
+    model.score,
+    model.sample,
+    model.show,
+    demo.demo,
+):
     main.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 
 from daskgmm.cli.inputs import samples_in, workers_for
 from daskgmm.console import (
+    F,
     input_options,
     json_option,
     missing_option,
@@ -40,40 +42,55 @@ covariance_option = click.option(
 reg_covar_option = click.option(
     "--reg-covar", type=click.FloatRange(0), default=1e-6, show_default=True, help="Added to variances."
 )
+# How to fit, which store, where, and to which output.
+_em_options = (
+    click.option("--max-iter", type=click.IntRange(0), default=100, show_default=True, help="Most passes of EM."),
+    click.option("--n-init", type=click.IntRange(1), default=1, show_default=True, help="Starts: the best is kept."),
+    click.option(
+        "--init",
+        "init_params",
+        type=click.Choice(["kmeans", "k-means++", "random", "random_from_data"]),
+        default="kmeans",
+        show_default=True,
+    ),
+    reg_covar_option,
+    click.option(
+        "--subsample", type=click.IntRange(0), default=100_000, show_default=True, help="Rows to start on; 0: all."
+    ),
+    click.option("--seed", "random_state", type=click.IntRange(0), default=0, show_default=True),
+    click.option(
+        "--persist/--stream",
+        default=None,
+        help="Keep the decoded rows in the workers' memory, or read them each time.  [default: keep them if they fit]",
+    ),
+    missing_option,
+    input_options,
+    where_options,
+    output_option,
+    overwrite_option,
+    json_option,
+)
+
+
+def em_options(tol: float) -> Callable[[F], F]:
+    """What the commands that fit have in common."""
+    least = click.option(
+        "--tol", type=click.FloatRange(0), default=tol, show_default=True, help="Least gain, per sample."
+    )
+
+    def decorate(command: F) -> F:
+        for option in reversed((least, *_em_options)):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 @click.command()
 @click.argument("store")
 @components_option
 @covariance_option
-@click.option("--tol", type=click.FloatRange(0), default=1e-3, show_default=True, help="Least gain a pass, per sample.")
-@click.option("--max-iter", type=click.IntRange(0), default=100, show_default=True, help="Most passes of EM.")
-@click.option(
-    "--n-init", type=click.IntRange(1), default=1, show_default=True, help="Starts, of which the best is kept."
-)
-@click.option(
-    "--init",
-    "init_params",
-    type=click.Choice(["kmeans", "k-means++", "random", "random_from_data"]),
-    default="kmeans",
-    show_default=True,
-)
-@reg_covar_option
-@click.option(
-    "--subsample", type=click.IntRange(0), default=100_000, show_default=True, help="Rows to start on; 0: all."
-)
-@click.option("--seed", "random_state", type=click.IntRange(0), default=0, show_default=True)
-@click.option(
-    "--persist/--stream",
-    default=None,
-    help="Keep the decoded rows in the workers' memory, or read them in each pass.  [default: keep them if they fit]",
-)
-@missing_option
-@input_options
-@where_options
-@output_option
-@overwrite_option
-@json_option
+@em_options(tol=1e-3)
 def fit(
     store: str,
     array: str | None,
@@ -98,13 +115,8 @@ def fit(
     from daskgmm.estimators.gaussian import GaussianMixture
 
     check_free(output, overwrite)
-    gm = GaussianMixture(
-        subsample=subsample or None, persist="auto" if persist is None else persist, verbose=2, **options
-    )
-    samples = samples_in(store, array, variables, gm.missing)
-    begin = time.perf_counter()
-    with workers_for(scheduler, workers, memory_limit):
-        gm.fit(samples)
+    gm = GaussianMixture(subsample=subsample or None, persist="auto" if persist is None else persist, **options)
+    seconds = fitted(gm, store, array, variables, scheduler, workers, memory_limit)
     gm.save(output, overwrite=overwrite)
     result = {
         "output": output,
@@ -114,9 +126,26 @@ def fit(
         "n_iter": gm.n_iter_,
         "n_passes": gm.n_passes_,
         "lower_bound": gm.lower_bound_,
-        "seconds": round(time.perf_counter() - begin, 3),
+        "seconds": seconds,
     }
     report(result, as_json)
+
+
+def fitted(
+    estimator: Any,
+    store: str,
+    array: str | None,
+    variables: str | None,
+    scheduler: str | None,
+    workers: int | None,
+    memory_limit: str,
+) -> float:
+    """Fit an estimator to a store, with a bar, where the options say; returns the seconds."""
+    samples = samples_in(store, array, variables, estimator.missing)
+    begin = time.perf_counter()
+    with workers_for(scheduler, workers, memory_limit):
+        estimator.set_params(verbose=2).fit(samples)
+    return round(time.perf_counter() - begin, 3)
 
 
 @click.command()

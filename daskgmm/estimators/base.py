@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from daskgmm import prediction
+from daskgmm import persistence, prediction
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Samples
 from daskgmm.data.open import open_samples
@@ -130,15 +130,23 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         outputs = (prediction.LOG_DENSITY, prediction.LOG_CERTAINTY)
         (log_density, log_certainty), n = prediction.totals(self._open(X), self._components(), outputs, self.missing)
-        n_parameters = self._n_parameters()
-        bic = n_parameters * float(np.log(n)) - 2 * log_density
-        return {
-            "score": log_density / n,
-            "bic": bic,
-            "aic": 2 * n_parameters - 2 * log_density,
-            "icl": bic - 2 * log_certainty,
-            "n_samples": n,
-        }
+        found = criteria(log_density, log_certainty, self._n_parameters(), n)
+        return {"score": log_density / n, **found, "n_samples": n}
+
+    def to_xarray(self) -> Any:
+        """The fitted model as a labelled Dataset: what `save` writes."""
+        check_is_fitted(self)
+        return persistence.to_dataset(self)
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        """Write the model as a Zarr group that xarray opens; read it with `daskgmm.load`.
+
+        Raises
+        ------
+        FileExistsError
+            There is something at the path, and ``overwrite`` is False or daskgmm did not write it.
+        """
+        persistence.write(self.to_xarray(), path, overwrite)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -186,6 +194,12 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         from daskgmm.data.xarray import wrap
 
         return wrap(samples, result, output.name)
+
+
+def criteria(log_likelihood: float, log_certainty: float, n_parameters: int, n: float) -> dict[str, float]:
+    """BIC, AIC and ICL, from sums over n samples: of log densities, and of the logarithms of the largest γ."""
+    bic = n_parameters * float(np.log(n)) - 2 * log_likelihood
+    return {"bic": bic, "aic": 2 * n_parameters - 2 * log_likelihood, "icl": bic - 2 * log_certainty}
 
 
 def _is_labelled_or_lazy(X: Any) -> bool:

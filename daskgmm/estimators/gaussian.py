@@ -183,20 +183,7 @@ class GaussianMixture(BaseMixture):
         self.callbacks = callbacks
 
     def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
-        family = self._family()
-        k, d = self.n_components, samples.n_features
-        known = Start.given(family, k, d, self.weights_init, self.means_init, self.precisions_init)
-        if self.warm_start and hasattr(self, "converged_"):
-            shapes = self.means_.shape, self.covariances_.shape
-            if shapes != ((k, d), family.model.shape(k, d)) or not family.model.holds(self.covariances_, k, d):
-                raise ValueError(
-                    f"the last fit's means {shapes[0]} and covariances {shapes[1]} are not of {k} components in {d} "
-                    f"features with covariance_type={self.covariance_type!r}: set warm_start=False to start anew"
-                )
-            last = self._parameters()
-            known = Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)
-        options = Options(**{name: getattr(self, name) for name in OPTIONS})
-        fit = fit_mixture(samples, Candidate(family, options, known), check_random_state(self.random_state), watch)
+        fit = fit_mixture(samples, self._candidate(samples.n_features), check_random_state(self.random_state), watch)
         if self.max_iter and not fit.state.converged:
             warnings.warn(
                 f"EM did not converge in {fit.state.n_iter} passes: raise max_iter or tol, or go on from here with "
@@ -205,6 +192,31 @@ class GaussianMixture(BaseMixture):
                 stacklevel=4,
             )
         self._set(fit)
+
+    def _candidate(self, d: int) -> Candidate:
+        """What is to be fitted to rows of d features."""
+        family, k = self._family(), self.n_components
+        known = Start.given(family, k, d, self.weights_init, self.means_init, self.precisions_init)
+        if self.warm_start and hasattr(self, "converged_"):
+            known = self._last(k, d)
+        return Candidate(family, Options(**{name: getattr(self, name) for name in OPTIONS}), known)
+
+    def _last(self, k: int, d: int) -> Start:
+        """The last fit's solution, to go on from."""
+        model = self._family().model
+        shapes = (k, d), model.shape(k, d)
+        if (self.means_.shape, self.covariances_.shape) != shapes:
+            raise ValueError(
+                f"the last fit's means and covariances have shapes {self.means_.shape} and "
+                f"{self.covariances_.shape}, not {shapes[0]} and {shapes[1]}: set warm_start=False to start anew"
+            )
+        if not model.holds(self.covariances_, k, d):
+            raise ValueError(
+                f"the last fit's covariances are not {model.form}, as those of "
+                f"covariance_type={self.covariance_type!r} are: set warm_start=False to start anew"
+            )
+        last = self._parameters()
+        return Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)
 
     def _set(self, fit: Fit) -> None:
         compact = self._family().model.compact
@@ -236,34 +248,12 @@ class GaussianMixture(BaseMixture):
             raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
         return self._family().sample(self._parameters(), n_samples, check_random_state(self.random_state))
 
-    def to_xarray(self) -> Any:
-        """The fitted model as a labelled Dataset: what `save` writes."""
-        check_is_fitted(self)
-        return persistence.to_dataset(self)
-
-    def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Write the model as a Zarr group that xarray opens; read it with `daskgmm.load`.
-
-        Raises
-        ------
-        FileExistsError
-            There is something at the path, and ``overwrite`` is False or daskgmm did not write it.
-        """
-        persistence.write(self.to_xarray(), path, overwrite)
-
     @classmethod
     def from_xarray(cls, ds: Any) -> Self:
         """The model that a Dataset made by `to_xarray` describes."""
         model = cls(**json.loads(ds.attrs["params"]))
-        model.n_features_in_ = ds.sizes["feature"]
-        if ds.attrs["named_features"]:
-            model.feature_names_in_ = np.array([str(name) for name in ds["feature"].values], dtype=object)
-        for name in ("weights", "means", "covariances", "precisions_cholesky"):
-            setattr(model, f"{name}_", ds[name].values)
+        persistence.restore(model, ds)
         model.precisions_ = model._family().model.compact(model._family().precisions(model._parameters().factors))
-        model.lower_bounds_ = ds["lower_bounds"].values.tolist()
-        for name, value in json.loads(ds.attrs["fit"]).items():
-            setattr(model, f"{name}_", value)
         return model
 
     def _family(self) -> Gaussian:
