@@ -141,7 +141,7 @@ def _scaled(counts: Array, scatter: Array, volumes: Array) -> Array:
 def _proportional(
     counts: Array, scatter: Array, unit: Callable[[Array], Array], volumes_for: Callable[[Array], Array]
 ) -> Array:
-    """λₖC of the greatest likelihood, which is the only maximum, as it is concave in the logarithms of λ and C.
+    """λₖC of the greatest likelihood, which is the only maximum: it is concave along geodesics of positive matrices.
 
     Parameters
     ----------

@@ -92,7 +92,7 @@ def test_covariances_of_the_model_are_estimated_as_they_are(model: CovarianceMod
     assert np.abs(again - found).max() <= 1e-10 * np.abs(found).max()
 
 
-@pytest.mark.parametrize(("code", "k", "d", "seed"), [("VVE", 5, 4, 13), ("EVE", 3, 5, 14)])
+@pytest.mark.parametrize(("code", "k", "d", "seed"), [("VVE", 3, 5, 0), ("EVE", 3, 5, 14)])
 def test_axes_that_there_are_are_not_left_for_worse(code: str, k: int, d: int, seed: int) -> None:
     """Of several maxima over the axes, the M-step keeps to the one that there was, or finds a better one."""
     counts, scatter = _scatter(k, d, seed)
