@@ -58,8 +58,8 @@ def starts(
     rows, weights, n_passes = em.sample / em.frame.scale, survey.sample_weight, 0
     if not in_hand and options.init_params in ("kmeans", "k-means++"):
         rows, weights, n_passes = spread_candidates(samples, em.frame, rows[:1], options.n_components, rng)
-    found = [_start(seeded, em, rows, weights, options, known, rng) for _ in range(options.n_init)]
-    return [state for state, _ in found], n_passes + (0 if in_hand else sum(used for _, used in found))
+    states, used = _starts(seeded, em, rows, weights, options, known, rng)
+    return states, n_passes + (0 if in_hand else used)
 
 
 def climb(
@@ -74,7 +74,7 @@ def climb(
         rung = _in_memory(part)
         if not states:
             rows, weights = em.sample[order[:size]] / em.frame.scale, part.sample_weight
-            states = [_start(rung, em, rows, weights, options, known, rng)[0] for _ in range(options.n_init)]
+            states, _ = _starts(rung, em, rows, weights, options, known, rng)
         tol = max(em.tol, _NOISE * n_parameters / size)
         climber = replace(em, tol=tol, single=options.accelerate, stage="sample")
         one_pass = EMPass(rung)
@@ -129,11 +129,28 @@ def _in_memory(survey: Survey) -> Samples:
     return of_numpy([survey.sample], survey.sample.shape[:1], survey.sample.shape[1], survey.sample_weight)
 
 
-def _start(
+def _starts(
     seeded: Samples, em: EM, rows: Array, weights: Array, options: Options, known: Start, rng: np.random.RandomState
-) -> tuple[EMState, int]:
-    """One start, and how many passes over the seeded samples it took."""
+) -> tuple[list[EMState], int]:
+    """Starts that do not collapse at once, and how many passes over the seeded samples they took.
+
+    Raises
+    ------
+    ValueError
+        All have collapsed: how the first one did.
+    """
     k, method = options.n_components, options.init_params
-    found = None if method == "random" else centres(method, rows, weights, k, rng)
-    parameters, used = start(seeded, em.family, em.family.blank(k, em.frame), found, rng)
-    return EMState(known.replace_in(parameters, em.frame)), used
+    states: list[EMState] = []
+    failures, n_passes = [], 0
+    for _ in range(options.n_init):
+        found = None if method == "random" else centres(method, rows, weights, k, rng)
+        try:
+            parameters, used = start(seeded, em.family, em.family.blank(k, em.frame), found, rng)
+        except ValueError as failure:
+            failures.append(failure)
+        else:
+            states.append(EMState(known.replace_in(parameters, em.frame)))
+            n_passes += used
+    if not states:
+        raise failures[0]
+    return states, n_passes

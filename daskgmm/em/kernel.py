@@ -5,8 +5,8 @@ vector operation; so have responsibilities their components. BLAS multiplies a w
 components at a time (measured with 16 features: 61 + 6 ns a row to transpose, against 95, of 16 components; 4 times
 that against 345 of 64). All of it runs without Python's lock, so that one thread can read while another computes.
 
-Numba knows what it cached by the file that a function stands in, not by those that it calls: whoever changes `softmax`
-or `moments` deletes the cache, ``rm daskgmm/em/__pycache__/*.nb?``.
+Numba knows what it cached by the file that a function stands in, not by those that it calls: whoever changes `softmax`,
+`moments` or `distances` deletes the cache, ``rm daskgmm/em/__pycache__/*.nb?``.
 """
 
 from __future__ import annotations

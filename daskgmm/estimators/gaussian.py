@@ -204,16 +204,11 @@ class GaussianMixture(BaseMixture):
     def _last(self, k: int, d: int) -> Start:
         """The last fit's solution, to go on from."""
         model = self._family().model
-        shapes = (k, d), model.shape(k, d)
-        if (self.means_.shape, self.covariances_.shape) != shapes:
+        shapes = self.means_.shape, self.covariances_.shape
+        if shapes != ((k, d), model.shape(k, d)) or not model.holds(self.covariances_, k, d):
             raise ValueError(
-                f"the last fit's means and covariances have shapes {self.means_.shape} and "
-                f"{self.covariances_.shape}, not {shapes[0]} and {shapes[1]}: set warm_start=False to start anew"
-            )
-        if not model.holds(self.covariances_, k, d):
-            raise ValueError(
-                f"the last fit's covariances are not {model.form}, as those of "
-                f"covariance_type={self.covariance_type!r} are: set warm_start=False to start anew"
+                f"the last fit's means {shapes[0]} and covariances {shapes[1]} are not of {k} components in {d} "
+                f"features with covariance_type={self.covariance_type!r}: set warm_start=False to start anew"
             )
         last = self._parameters()
         return Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)

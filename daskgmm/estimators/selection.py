@@ -40,7 +40,7 @@ class GaussianMixtureIC(BaseMixture):
 
     Parameters
     ----------
-    n_components : int or iterable of int, default=range(1, 11)
+    n_components : int or iterable of int, default=(1, 2, …, 10)
     covariance_type : str or sequence of str, default=("full", "tied", "diag", "spherical")
         As of :class:`daskgmm.GaussianMixture`.
     criterion : {"bic", "aic", "icl"}, default="bic"
@@ -85,7 +85,7 @@ class GaussianMixtureIC(BaseMixture):
 
     def __init__(
         self,
-        n_components: int | Iterable[int] = range(1, 11),
+        n_components: int | Iterable[int] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
         *,
         covariance_type: str | Sequence[str] = ("full", "tied", "diag", "spherical"),
         criterion: str = "bic",
