@@ -24,8 +24,9 @@ import peers
 import zarr
 from peers import Rows, Timer, first, in_memory, mixture, on_workers, our_pass, write_store
 from sklearn.mixture import GaussianMixture as Reference
+from zarr.storage import LocalStore
 
-from daskgmm import GaussianMixture, Info
+from daskgmm import GaussianMixture, GaussianMixtureIC, Info
 from daskgmm.cluster import workers
 from daskgmm.data.blocks import Source, joined
 from daskgmm.data.open import open_samples
@@ -175,6 +176,38 @@ def patch_store(folder: Path, step: int) -> Path:
     return some
 
 
+class Counting(LocalStore):
+    """A store that keeps how many bytes were read from it."""
+
+    read = 0
+
+    async def get(self, *arguments: Any, **options: Any) -> Any:
+        found = await super().get(*arguments, **options)
+        Counting.read += 0 if found is None else len(found)
+        return found
+
+
+def compare_search(setup: Setup) -> Iterator[Row]:
+    """A search, against its candidates one by one; both on threads of this process, streaming."""
+    warnings.simplefilter("ignore")
+    n, d, ks, names = setup.rows(1_000_000), 8, range(1, 11), ("full", "tied", "diag", "spherical", "VEE", "EEV")
+    options = {"random_state": 0, "tol": 1e-5, "persist": False}
+    with tempfile.TemporaryDirectory() as folder:
+        write_store(Path(folder) / "data.zarr", n, d, 6)
+
+        def fit(estimator: Any) -> tuple[float, int]:
+            Counting.read, begin = 0, time.perf_counter()
+            estimator.fit(zarr.open_array(Counting(Path(folder) / "data.zarr"), mode="r"))
+            return time.perf_counter() - begin, Counting.read
+
+        together, read = fit(GaussianMixtureIC(ks, covariance_type=names, **options))
+        alone = [fit(GaussianMixture(k, covariance_type=name, **options)) for name in names for k in ks]
+    what = f"{len(alone)} candidates, {described(n, d, 10)} at most"
+    longest, total = max(most for _, most in alone), sum(taken for taken, _ in alone)
+    yield what, f"{read:,} bytes read", f"the longest alone {longest:,}", f"{read / longest:.2f}", "1"
+    yield what, seconds(together), f"one by one {seconds(total)}", f"{total / together:.2f}", ""
+
+
 class Reached(Exception):
     """A fit is as good as was aimed at."""
 
@@ -220,6 +253,7 @@ SECTIONS: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "workers": compare_workers,
     "scale": compare_scale,
     "patches": compare_patches,
+    "search": compare_search,
 }
 
 
