@@ -73,7 +73,7 @@ def counted(k: int) -> Iterator[list[float]]:
         for where, name, rows in (
             (climbing, "moves", lambda em, parameters, rows, weights: 2 * len(rows)),  # an E-step; moments, twice
             (climbing, "predict", lambda samples, model, output, missing: samples.n),
-            (moves, "statistics", lambda pieces, frame, models, dtype: 2 / k * len(pieces[0][0])),
+            (moves, "statistics", lambda pieces, models, dtypes: 2 / k * len(pieces[0][0])),
         ):
             stack.enter_context(patch.object(where, name, count(getattr(where, name), rows)))
         yield visited
