@@ -15,7 +15,7 @@ from daskgmm.caching import cached
 from daskgmm.climbing import Options, climb, starts
 from daskgmm.data.blocks import Samples, joined, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
-from daskgmm.em.loop import EM, EMState, Info, run
+from daskgmm.em.loop import EM, EMState, Info, run, surviving
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.passes import EMPass, check_memory, gather
 from daskgmm.seeding import Start
@@ -55,10 +55,10 @@ class _Started:
 
     def ended(self, states: Sequence[EMState], shared: Sequence[Info], n_passes: int) -> Fit | ValueError:
         """The best of the states, after shared passes over the data; or why the first failed, if all did."""
-        well = [state for state in states if state.failure is None]
-        if not well:
-            return states[0].failure or ValueError("no start")
-        best = max(well, key=lambda state: state.lower_bound)
+        try:
+            best = max(surviving(states), key=lambda state: state.lower_bound)
+        except ValueError as failure:
+            return failure
         parameters = best.parameters.moved(self.em.frame.shift)
         return Fit(parameters, best, self.survey, (*self.history, *shared), self.n_passes + n_passes)
 
@@ -87,7 +87,7 @@ def fit_mixtures(
 ) -> list[Fit | ValueError]:
     """Fit each candidate as if it were alone, but in passes over the data that they share; or say why one cannot be.
 
-    Candidates differ in their family, number of components and start; all other options are the first one's.
+    What concerns the data, ``subsample``, ``missing`` and ``persist``, is taken from the first one's options.
 
     Raises
     ------

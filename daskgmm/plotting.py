@@ -102,11 +102,11 @@ def plot_selection(results: Any, *, title: str = "") -> Figure:
     for line, colour in zip(values, colours, strict=True):
         axes.plot(ks, line, color=colour, marker="o", markersize=4, zorder=2 + (colour != _FAINT))
     axes.plot(ks[best[1]], values[best], marker="o", markersize=11, markerfacecolor="none", color=_STAGES["data"])
-    low, high = axes.get_ylim()
-    at = -np.inf
-    ends = [line[np.isfinite(line)][-1:].sum() for line in values]
-    for i in np.argsort(ends):  # names of lines that end close together stand one above the other
-        at = max(ends[i], at + 0.045 * (high - low))
+    (low, high), at = axes.get_ylim(), -np.inf
+    known = [line[np.isfinite(line)] for line in values]
+    named = [i for i, line in enumerate(known) if len(line)]
+    for i in sorted(named, key=lambda i: known[i][-1]):  # names of lines that end close stand one above the other
+        at = max(known[i][-1], at + 0.045 * (high - low))
         model = str(results["covariance_type"].values[i])
         axes.text(1.01, at, model, color=colours[i], fontsize=9, va="center", transform=axes.get_yaxis_transform())
     axes.set_xlabel("number of components")

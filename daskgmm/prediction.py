@@ -39,7 +39,9 @@ class Output:
 
 
 LABELS = Output("labels", "component", labels, np.intp, -1)
-PROBA = Output("proba", "responsibility of the component", probabilities, np.float64, np.nan, True, least=0.0)
+PROBA = Output(
+    "proba", "responsibility of the component", probabilities, np.float64, np.nan, per_component=True, least=0.0
+)
 LOG_DENSITY = Output("log_density", "log-density", log_densities, np.float64, np.nan)
 LOG_CERTAINTY = Output("log_certainty", "log of the largest responsibility", log_certainties, np.float64, np.nan)
 

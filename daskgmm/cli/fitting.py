@@ -55,12 +55,18 @@ _em_options = (
     ),
     reg_covar_option,
     click.option(
-        "--subsample", type=click.IntRange(0), default=100_000, show_default=True, help="Rows to start on; 0: all."
+        "--subsample",
+        type=click.IntRange(0),
+        default=100_000,
+        show_default=True,
+        callback=lambda ctx, option, value: value or None,
+        help="Rows to start on; 0: all.",
     ),
     click.option("--seed", "random_state", type=click.IntRange(0), default=0, show_default=True),
     click.option(
         "--persist/--stream",
         default=None,
+        callback=lambda ctx, option, value: "auto" if value is None else value,
         help="Keep the decoded rows in the workers' memory, or read them each time.  [default: keep them if they fit]",
     ),
     missing_option,
@@ -101,8 +107,6 @@ def fit(
     scheduler: str | None,
     workers: int | None,
     memory_limit: str,
-    subsample: int,
-    persist: bool | None,
     **options: Any,
 ) -> None:
     """Fit a mixture to STORE and write the model.
@@ -115,7 +119,7 @@ def fit(
     from daskgmm.estimators.gaussian import GaussianMixture
 
     check_free(output, overwrite)
-    gm = GaussianMixture(subsample=subsample or None, persist="auto" if persist is None else persist, **options)
+    gm = GaussianMixture(**options)
     seconds = fitted(gm, store, array, variables, scheduler, workers, memory_limit)
     gm.save(output, overwrite=overwrite)
     result = {

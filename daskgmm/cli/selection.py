@@ -65,8 +65,6 @@ def select(
     scheduler: str | None,
     workers: int | None,
     memory_limit: str,
-    subsample: int,
-    persist: bool | None,
     **options: Any,
 ) -> None:
     """Fit mixtures of many kinds and sizes to STORE, in passes that they share, and write the best.
@@ -80,7 +78,7 @@ def select(
     from daskgmm.estimators.selection import GaussianMixtureIC
 
     check_free(output, overwrite)
-    search = GaussianMixtureIC(subsample=subsample or None, persist="auto" if persist is None else persist, **options)
+    search = GaussianMixtureIC(**options)
     seconds = fitted(search, store, array, variables, scheduler, workers, memory_limit)
     search.best_estimator_.save(output, overwrite=overwrite)
     rows = search.results_.to_dataframe().reset_index()

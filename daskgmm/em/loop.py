@@ -106,11 +106,7 @@ class EM:
         ValueError
             All have failed: why the first one did.
         """
-        found = run([(self, state) for state in states], one_pass, watch)
-        failures = [state.failure for state in found if state.failure is not None]
-        if failures and len(failures) == len(found):
-            raise failures[0]
-        return [state for state in found if state.failure is None]
+        return surviving(run([(self, state) for state in states], one_pass, watch))
 
     def ready(self, state: EMState) -> tuple[EMState, Components, Precision]:
         """A state, the components that its next pass is of, and in what precision: single as long as that will do."""
@@ -240,6 +236,14 @@ def run(pairs: Sequence[tuple[EM, EMState]], one_pass: OnePass, watch: Callable[
             )
         )
     return [state.settled for state in states]
+
+
+def surviving(states: Sequence[EMState]) -> list[EMState]:
+    """Those that have not failed; if all have, why the first one did is raised."""
+    failures = [state.failure for state in states if state.failure is not None]
+    if failures and len(failures) == len(states):
+        raise failures[0]
+    return [state for state in states if state.failure is None]
 
 
 def look_again(

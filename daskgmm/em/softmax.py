@@ -83,8 +83,10 @@ def soften(
     log_likelihoods: Any,  # (models,) to add to
     log_certainties: Any,  # (models,) to add the logarithms of the largest responsibilities to
 ) -> None:
-    """Turn log_joint into weighted responsibilities, in place: relative to the largest of a row, 1, they add up to
-    the total, so that this one is 1 / total of all."""
+    """Turn log_joint into weighted responsibilities, in place.
+
+    Where the largest of a column is taken as 1, all add up to its total: so that one's share is 1 / total.
+    """
     n = log_joint.shape[1]
     for start in range(0, n, _ROWS):
         stop = min(start + _ROWS, n)

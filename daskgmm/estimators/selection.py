@@ -75,13 +75,15 @@ class GaussianMixtureIC(BaseMixture):
     """
 
     _parameter_constraints = {  # noqa: RUF012
-        **GaussianMixture._parameter_constraints,
+        **{
+            name: constraint
+            for name, constraint in GaussianMixture._parameter_constraints.items()
+            if name not in ("weights_init", "means_init", "precisions_init", "warm_start")
+        },
         "n_components": [Interval(Integral, 1, None, closed="left"), "array-like", Iterable],
         "covariance_type": [StrOptions(set(MODELS)), "array-like"],
         "criterion": [StrOptions({"bic", "aic", "icl"})],
     }
-    for _name in ("weights_init", "means_init", "precisions_init", "warm_start"):
-        _parameter_constraints.pop(_name)
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from zarr.storage import LocalStore
 from daskgmm import GaussianMixture, GaussianMixtureIC, load
 from daskgmm.cli import main
 from daskgmm.families.covariance import MODELS
+from daskgmm.plotting import plot_selection
 
 CODES = [name for name in MODELS if name.isupper()]
 CHOICES = json.loads((Path(__file__).parents[1] / "reference" / "mclust.json").read_text())["choices"]
@@ -48,10 +49,8 @@ def test_candidates_are_as_they_would_be_alone(rows, subsample):
     found = GaussianMixtureIC(ks, covariance_type=names, **options).fit(rows).results_
     for name in names:
         for k in ks:
-            alone, one = (
-                GaussianMixture(k, covariance_type=name, **options).fit(rows),
-                found.sel(covariance_type=name, n_components=k),
-            )
+            alone = GaussianMixture(k, covariance_type=name, **options).fit(rows)
+            one = found.sel(covariance_type=name, n_components=k)
             assert one.log_likelihood == pytest.approx(len(rows) * alone.lower_bound_, rel=1e-10)
             assert one.n_iter == alone.n_iter_
             assert one.converged == alone.converged_
@@ -223,6 +222,15 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path, option, value):
     result = CliRunner().invoke(main, ["select", str(tmp_path), "--output", str(tmp_path / "out"), option, value])
     assert result.exit_code == 2
     assert repr(value if option == "--components" else "nought") in result.stderr
+
+
+def test_a_model_of_which_all_failed_has_no_name_in_the_picture(search):
+    results = search.results_.copy(deep=True)
+    results["bic"].loc["EEE"] = np.nan
+    axes = plot_selection(results).axes[0]
+    low, high = axes.get_ylim()
+    assert {text.get_text() for text in axes.texts} == {"VVV", "VVI"}
+    assert all(low <= text.get_position()[1] <= high for text in axes.texts)
 
 
 def test_its_picture_has_a_line_for_each_model(search):
