@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from daskgmm.em.loop import Info
     from daskgmm.estimators.gaussian import GaussianMixture, load
     from daskgmm.estimators.selection import GaussianMixtureIC
+    from daskgmm.families.prior import Prior
 
-__all__ = ["GaussianMixture", "GaussianMixtureIC", "Info", "load", "open_samples"]
+__all__ = ["GaussianMixture", "GaussianMixtureIC", "Info", "Prior", "load", "open_samples"]
 
 _HOMES = {
     "GaussianMixture": "daskgmm.estimators.gaussian",
     "GaussianMixtureIC": "daskgmm.estimators.selection",
     "load": "daskgmm.estimators.gaussian",
     "Info": "daskgmm.em.loop",
+    "Prior": "daskgmm.families.prior",
     "open_samples": "daskgmm.data.open",
 }
 

@@ -96,6 +96,9 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
     def log_densities(parameters: GaussianParameters) -> Array:
         return predict(centred, em.family.components(parameters, identity), LOG_DENSITY, "raise")
 
+    def log_prior(state: EMState) -> float:
+        return em.family.log_prior(state.parameters, em.frame) / weights.sum()
+
     before = log_densities(state.parameters)
     while True:
         proposed = moves(em, state.parameters, part.sample, weights)
@@ -107,7 +110,9 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
             after = log_densities(moved.parameters)
             gains = after - before
             gain = np.average(gains, weights=weights)
-            if gain > np.sqrt(np.average((gains - gain) ** 2, weights=weights) / len(gains)):
+            if gain + log_prior(moved) - log_prior(state) > np.sqrt(
+                np.average((gains - gain) ** 2, weights=weights) / len(gains)
+            ):
                 state, before = moved, after
                 break
         else:

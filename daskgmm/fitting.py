@@ -17,6 +17,7 @@ from daskgmm.data.blocks import Samples, joined, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.loop import EM, EMState, Info, run, surviving
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.families.prior import Prior
 from daskgmm.passes import EMPass, check_memory, gather
 from daskgmm.seeding import Start
 
@@ -41,6 +42,7 @@ class Candidate:
     family: Gaussian
     options: Options
     known: Start
+    prior: Prior | None = None
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,11 @@ def _start(
     watch: Callable[[Info], None],
 ) -> _Started:
     """A candidate with its frame and its starts."""
-    family, options, known = candidate.family, candidate.options, candidate.known
-    _check_rows(samples, survey, options.n_components, family.reg_covar)
+    family, options, known, prior = candidate.family, candidate.options, candidate.known, candidate.prior
+    k = options.n_components
+    if prior is not None:
+        family = replace(family, prior=prior.informed(family.model, survey.sample, survey.sample_weight, k))
+    _check_rows(samples, survey, k, family)
     frame = family.frame(survey.sample, survey.low, survey.high)
     em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter, options.accelerate)
     sampled = len(survey.sample) < survey.n and options.subsample is not None
@@ -173,11 +178,13 @@ def survey_samples(samples: Samples, options: Options, rng: np.random.RandomStat
     return survey
 
 
-def _check_rows(samples: Samples, survey: Survey, k: int, reg_covar: float) -> None:
+def _check_rows(samples: Samples, survey: Survey, k: int, family: Gaussian) -> None:
     """Refuse fewer rows than components; warn if they are too few once duplicates count as one, or do not vary.
 
-    Without ``reg_covar`` such data cannot be fitted, and are refused.
+    With neither ``reg_covar`` nor a prior such data cannot be fitted, and are refused.
     """
+    decides = f"reg_covar={family.reg_covar}" if family.prior is None else "the prior"
+    singular = family.reg_covar == 0 and family.prior is None
     if survey.n < k:
         raise ValueError(
             f"Expected n_samples >= n_components but got n_components = {k}, n_samples = {survey.n}: "
@@ -190,16 +197,14 @@ def _check_rows(samples: Samples, survey: Survey, k: int, reg_covar: float) -> N
             break
     else:
         fact = f"only {distinct} of {len(survey.sample)} sampled rows are distinct, fewer than n_components={k}"
-        if reg_covar == 0:
-            raise ValueError(f"{fact}: lower n_components, or set reg_covar above zero")
-        warnings.warn(
-            f"{fact}, and reg_covar={reg_covar} alone decides their density: lower n_components", stacklevel=2
-        )
+        if singular:
+            raise ValueError(f"{fact}: lower n_components, set reg_covar above zero or prior='default'")
+        warnings.warn(f"{fact}, and {decides} alone decides their density: lower n_components", stacklevel=2)
     constant = np.flatnonzero(survey.low == survey.high).tolist()
     if not constant:
         return
     names = ", ".join(repr(samples.names[i]) if samples.names else str(i) for i in constant[:5])
     fact = f"feature {names}{' …' if len(constant) > 5 else ''} is constant, so its variance is zero"
-    if reg_covar == 0:
+    if singular:
         raise ValueError(f"{fact}: drop it, or set reg_covar above zero")
-    warnings.warn(f"{fact}, and reg_covar={reg_covar} alone decides its density: drop it", stacklevel=2)
+    warnings.warn(f"{fact}, and {decides} alone decides its density: drop it", stacklevel=2)

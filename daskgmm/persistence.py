@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +13,7 @@ import xarray as xr
 
 from daskgmm.data.open import open_store
 from daskgmm.data.write import ATTRIBUTE, write_group
+from daskgmm.families.prior import Prior
 
 SCHEMA = 1
 _WHOLE = ("component", "feature", "feature_")
@@ -25,6 +27,7 @@ _KEPT_PARAMS = (
     "covariance_type",
     "tol",
     "reg_covar",
+    "prior",
     "max_iter",
     "n_init",
     "init_params",
@@ -67,7 +70,7 @@ def to_dataset(model: Any) -> xr.Dataset:
             "title": f"Gaussian mixture of {k} components in {d} features",
             "family": type(model).__name__,
             "named_features": int(hasattr(model, "feature_names_in_")),
-            "params": json.dumps({name: _plain(value) for name, value in params.items()}),
+            "params": json.dumps(params, default=_plain),
             "fit": json.dumps(fit),
             "source": f"daskgmm {version('daskgmm')}",
         },
@@ -118,5 +121,5 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
 
 
 def _plain(value: Any) -> Any:
-    """A NumPy scalar as JSON knows it."""
-    return value.item() if isinstance(value, np.generic) else value
+    """A prior, NumPy's scalars and arrays as JSON knows them."""
+    return asdict(value) if isinstance(value, Prior) else value.tolist()

@@ -55,6 +55,14 @@ _em_options = (
     ),
     reg_covar_option,
     click.option(
+        "--prior",
+        type=click.Choice(["none", "default"]),
+        default="none",
+        show_default=True,
+        callback=lambda ctx, option, value: None if value == "none" else value,
+        help="Of weights, means and covariances; default: mclust's.",
+    ),
+    click.option(
         "--subsample",
         type=click.IntRange(0),
         default=100_000,

@@ -35,7 +35,7 @@ class EMState:
 
     parameters: Any  # what the next pass tries
     n_iter: int = 0
-    lower_bounds: tuple[float, ...] = ()  # per-sample log-likelihoods of what was tried, and kept
+    lower_bounds: tuple[float, ...] = ()  # per-sample log-likelihoods, or posteriors, of what was tried, and kept
     converged: bool = False
     n_reseeded: int = 0
     previous_bound: float = -np.inf  # of the fit that this one goes on from
@@ -43,7 +43,8 @@ class EMState:
     point: Array | None = None  # (k, p) normalized moments, of which `parameters` are the M-step
     plain: EMState | None = None  # where `parameters` are extrapolated: the state with EM's own step instead
     exact: bool = False  # has single precision done all it can?
-    log_certainty: float = -np.inf  # Σ w log max γ / Σ w of the pass that the last bound is of
+    log_likelihood: float = -np.inf  # per sample, of the pass that the last bound is of
+    log_certainty: float = -np.inf  # Σ w log max γ / Σ w, of the same
     failure: ValueError | None = None  # why it ended, if not well
 
     @property
@@ -138,7 +139,8 @@ class EM:
             A covariance became singular.
         """
         counts = stats.moments[:, 0]
-        lower_bound = stats.log_likelihood / stats.weight
+        log_likelihood = stats.log_likelihood / stats.weight
+        lower_bound = log_likelihood + self.family.log_prior(state.parameters, self.frame) / stats.weight
         dead = np.flatnonzero(counts < _DEAD * stats.weight).tolist()
         if state.plain is not None and (dead or not lower_bound >= state.lower_bound):  # extrapolated too far
             return replace(state.plain, n_iter=state.n_iter + 1, mixing=state.mixing.failed()), []
@@ -151,6 +153,7 @@ class EM:
             state,
             n_iter=state.n_iter + 1,
             lower_bounds=(*state.lower_bounds, lower_bound),
+            log_likelihood=log_likelihood,
             log_certainty=stats.log_certainty / stats.weight,
             n_reseeded=state.n_reseeded + len(dead),
         )

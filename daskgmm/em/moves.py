@@ -63,7 +63,8 @@ class _Parts:
         except ValueError:  # a component collapsed
             return -np.inf, None
         theta = em.family.components(parameters, em.frame).theta
-        return float((theta * self.moments).sum() + self.entropies.sum()), parameters
+        log_prior = em.family.log_prior(parameters, em.frame)
+        return float((theta * self.moments).sum() + self.entropies.sum() + log_prior), parameters
 
     def values(self, em: EM) -> Array:
         """What each adds to the bound, if it shares nothing with the others: (k,)."""

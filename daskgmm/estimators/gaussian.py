@@ -25,6 +25,7 @@ from daskgmm.families.components import GaussianComponents
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.families.prior import Prior
 from daskgmm.fitting import Candidate, Fit, fit_mixture
 from daskgmm.seeding import Start
 
@@ -60,6 +61,9 @@ class GaussianMixture(BaseMixture):
     reg_covar : float, default=1e-6
         Added to the diagonal of the covariances, in the squared units of the data, before they are made equal in
         volume, shape or orientation.
+    prior : None, "default" or Prior, default=None
+        Of weights, means and covariances, so that the fit maximizes the posterior density, and no component collapses:
+        :class:`daskgmm.Prior`, or "default" for ``Prior()``, which is mclust's.
     max_iter : int, default=100
         The most EM steps of one start; each is one pass over the data.
     n_init : int, default=1
@@ -103,7 +107,7 @@ class GaussianMixture(BaseMixture):
     n_iter_ : int
         EM steps of the best start.
     lower_bound_ : float
-        Log-likelihood per sample before the last step.
+        Log-likelihood per sample before the last step; with a prior, its logarithm over n_samples_ is added.
     lower_bounds_ : list of float
         The same, of all steps.
     n_passes_ : int
@@ -122,6 +126,7 @@ class GaussianMixture(BaseMixture):
         "covariance_type": [StrOptions(set(MODELS))],
         "tol": [Interval(Real, 0.0, None, closed="left")],
         "reg_covar": [Interval(Real, 0.0, None, closed="left")],
+        "prior": [Prior, StrOptions({"default"}), None],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "init_params": [StrOptions({"kmeans", "random", "random_from_data", "k-means++"})],
@@ -146,6 +151,7 @@ class GaussianMixture(BaseMixture):
         covariance_type: str = "full",
         tol: float = 1e-3,
         reg_covar: float = 1e-6,
+        prior: Prior | str | None = None,
         max_iter: int = 100,
         n_init: int = 1,
         init_params: str = "kmeans",
@@ -166,6 +172,7 @@ class GaussianMixture(BaseMixture):
         self.covariance_type = covariance_type
         self.tol = tol
         self.reg_covar = reg_covar
+        self.prior = prior
         self.max_iter = max_iter
         self.n_init = n_init
         self.init_params = init_params
@@ -199,7 +206,8 @@ class GaussianMixture(BaseMixture):
         known = Start.given(family, k, d, self.weights_init, self.means_init, self.precisions_init)
         if self.warm_start and hasattr(self, "converged_"):
             known = self._last(k, d)
-        return Candidate(family, Options(**{name: getattr(self, name) for name in OPTIONS}), known)
+        prior = Prior() if isinstance(self.prior, str) else self.prior
+        return Candidate(family, Options(**{name: getattr(self, name) for name in OPTIONS}), known, prior)
 
     def _last(self, k: int, d: int) -> Start:
         """The last fit's solution, to go on from."""
@@ -246,7 +254,10 @@ class GaussianMixture(BaseMixture):
     @classmethod
     def from_xarray(cls, ds: Any) -> Self:
         """The model that a Dataset made by `to_xarray` describes."""
-        model = cls(**json.loads(ds.attrs["params"]))
+        params = json.loads(ds.attrs["params"])
+        if isinstance(prior := params.get("prior"), dict):
+            params["prior"] = Prior(**prior)
+        model = cls(**params)
         persistence.restore(model, ds)
         model.precisions_ = model._family().model.compact(model._family().precisions(model._parameters().factors))
         return model

@@ -21,6 +21,7 @@ from daskgmm.estimators.base import BaseMixture, criteria
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.families.base import Components
 from daskgmm.families.covariance import MODELS
+from daskgmm.families.prior import Prior
 from daskgmm.fitting import Fit, fit_mixtures
 
 if TYPE_CHECKING:
@@ -48,8 +49,11 @@ class GaussianMixtureIC(BaseMixture):
     tol : float, default=1e-5
         EM stops when the log-likelihood per sample changes by less. For that alone criteria may differ by
         ``2 n_samples tol``, so it is lower than for a single fit.
-    reg_covar, max_iter, n_init, init_params, random_state, verbose, verbose_interval, accelerate, subsample, missing
-        As of :class:`daskgmm.GaussianMixture`, for each candidate.
+    reg_covar, prior, max_iter, n_init, init_params, random_state, verbose, verbose_interval
+        As of :class:`daskgmm.GaussianMixture`, for each candidate. Criteria are of the likelihood at the estimates, as
+        Fraley & Raftery 2007 take them.
+    accelerate, subsample, missing
+        The same.
     persist, callbacks
         The same, for all together.
 
@@ -93,6 +97,7 @@ class GaussianMixtureIC(BaseMixture):
         criterion: str = "bic",
         tol: float = 1e-5,
         reg_covar: float = 1e-6,
+        prior: Prior | str | None = None,
         max_iter: int = 100,
         n_init: int = 1,
         init_params: str = "kmeans",
@@ -110,6 +115,7 @@ class GaussianMixtureIC(BaseMixture):
         self.criterion = criterion
         self.tol = tol
         self.reg_covar = reg_covar
+        self.prior = prior
         self.max_iter = max_iter
         self.n_init = n_init
         self.init_params = init_params
@@ -208,8 +214,8 @@ def _row(estimator: GaussianMixture, fit: Fit | ValueError) -> dict[str, Any]:
     weight, state = fit.survey.weight, fit.state
     n_parameters = estimator._family().n_parameters(*fit.parameters.means.shape)
     return {
-        **criteria(weight * state.lower_bound, weight * state.log_certainty, n_parameters, weight),
-        "log_likelihood": weight * state.lower_bound,
+        **criteria(weight * state.log_likelihood, weight * state.log_certainty, n_parameters, weight),
+        "log_likelihood": weight * state.log_likelihood,
         "n_parameters": n_parameters,
         "n_iter": state.n_iter,
         "converged": state.converged,

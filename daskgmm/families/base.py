@@ -91,7 +91,13 @@ class Family(Protocol):
         """Components about the origin of ``frame``, under which a start's moments are gathered."""
 
     def maximize(self, components: Any, moments: Array) -> Any:
-        """M-step: the parameters under which moments (k, p), gathered with ``components``, are likeliest."""
+        """M-step: the parameters under which moments (k, p), gathered with ``components``, are likeliest.
+
+        Or, under a prior, that have the greatest posterior density.
+        """
+
+    def log_prior(self, parameters: Any, frame: Frame) -> float:
+        """The logarithm of the prior density that `maximize` counts in, but for a constant; without a prior 0."""
 
     def n_parameters(self, k: int, d: int) -> int:
         """Free parameters of a mixture of k components in d dimensions."""

@@ -107,7 +107,7 @@ class GaussianComponents(ABC):
         counts = moments[:, 0] + _COUNT_FLOOR
         mean_moments = moments / counts[:, None]
         delta = mean_moments[:, 1 : d + 1]
-        return counts, delta, self._covariances(mean_moments[:, d + 1 :], delta)
+        return counts, delta, self._second(mean_moments[:, d + 1 :]) - self.squares(delta)
 
     def recentred(self, moments: Array) -> Self | None:
         """The components about the means that moments (k, p) give, if those lie too far from where they were summed.
@@ -127,8 +127,13 @@ class GaussianComponents(ABC):
         return np.column_stack([constant, linear, quadratic])
 
     @abstractmethod
-    def _covariances(self, second: Array, delta: Array) -> Array:
-        """Mean second moments about the centres, less those of delta (k, d)."""
+    def _second(self, products: Array) -> Array:
+        """Of all z_i z_j, given those in φ: (k, d, d) or (k, d)."""
+
+    @staticmethod
+    @abstractmethod
+    def squares(deviations: Array) -> Array:
+        """Of deviations (k, d): vvᵀ (k, d, d), or v² (k, d)."""
 
     @staticmethod
     @abstractmethod
@@ -199,14 +204,17 @@ class DenseComponents(GaussianComponents):
     def _variances(covariances: Array) -> Array:
         return np.einsum("kii->ki", covariances)
 
-    def _covariances(self, second: Array, delta: Array) -> Array:
-        k, d = delta.shape
+    def _second(self, products: Array) -> Array:
+        k, d = self.means.shape
         rows, columns = self.products
-        square = np.empty((k, d, d))
-        square[:, rows, columns] = second
-        square[:, columns, rows] = second
-        square -= delta[:, :, None] * delta[:, None, :]
-        return square
+        second = np.empty((k, d, d))
+        second[:, rows, columns] = products
+        second[:, columns, rows] = products
+        return second
+
+    @staticmethod
+    def squares(deviations: Array) -> Array:
+        return deviations[:, :, None] * deviations[:, None, :]
 
     def _natural(self) -> tuple[Array, Array]:
         precisions = self.factors @ self.factors.transpose(0, 2, 1)
@@ -263,8 +271,12 @@ class DiagonalComponents(GaussianComponents):
     def _variances(covariances: Array) -> Array:
         return covariances
 
-    def _covariances(self, second: Array, delta: Array) -> Array:
-        return second - delta**2
+    def _second(self, products: Array) -> Array:
+        return products
+
+    @staticmethod
+    def squares(deviations: Array) -> Array:
+        return deviations**2
 
     def _natural(self) -> tuple[Array, Array]:
         precisions = self.factors**2

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import xlogy
 
 from daskgmm.families.components import DenseComponents, DiagonalComponents, GaussianComponents
 from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
+from daskgmm.families.prior import Conjugate
 
 
 class CollapsedComponentError(ValueError):
@@ -42,10 +44,13 @@ class Gaussian:
         Added to the diagonal of every component's scatter before the model is fitted to it, in the squared units of
         the data. So what the model's covariances have in common, they have with it, and the M-step maximizes the
         likelihood less ½ reg_covar Σ n_k tr Σ_k⁻¹. Models that average scatters do not tell before from after.
+    prior : Conjugate, optional
+        The M-step maximizes the posterior density.
     """
 
     model: CovarianceModel
     reg_covar: float = 0.0
+    prior: Conjugate | None = None
 
     def frame(self, sample: Array, low: Array, high: Array) -> Frame:
         """Whitened where the whole scatter is needed; not turned at all where one scatter is, and scales will do."""
@@ -70,7 +75,7 @@ class Gaussian:
         )
 
     def maximize(self, components: GaussianComponents, moments: Array) -> GaussianParameters:
-        """M-step: maximum likelihood from moments (k, p) about the components' centres.
+        """M-step: maximum likelihood, or posterior density, from moments (k, p) about the components' centres.
 
         Raises
         ------
@@ -78,19 +83,46 @@ class Gaussian:
             A covariance is singular.
         """
         frame = components.frame
-        counts, delta, observed = components.averages(moments)  # in the frame
+        held, delta, observed = components.averages(moments)  # in the frame
+        weights, counts = held, held
+        if self.prior is not None:
+            weights = held + self.prior.weight_concentration - 1
+            counts, delta, observed = self._with_prior(self.prior, components, held, delta, observed)
         if self.model.linear:  # the M-step is the same in the frame, where rounding does less harm
             observed = observed + self.reg_covar * frame.matrix @ frame.matrix.T
             there = self.model.estimate(counts, observed)
-            factors = self.algebra.triangular(frame.matrix.T @ self.factorize(there, counts))
+            factors = self.algebra.triangular(frame.matrix.T @ self.factorize(there, held))
             covariances = self.algebra.mapped(there, frame.unit)
         else:
             observed = self.algebra.regularize(self.algebra.mapped(observed, frame.unit), self.reg_covar)
             before = (self.precisions(frame.matrix.T @ components.factors),) if self.model.climbs else ()
             covariances = self.model.estimate(counts, observed, *before)
-            factors = self.factorize(covariances, counts)
+            factors = self.factorize(covariances, held)
         means = frame.means_out(components.centres + delta)
-        return GaussianParameters(counts / counts.sum(), means, covariances, factors)
+        return GaussianParameters(weights / weights.sum(), means, covariances, factors)
+
+    def _with_prior(
+        self, prior: Conjugate, components: GaussianComponents, held: Array, delta: Array, observed: Array
+    ) -> tuple[Array, Array, Array]:
+        """Counts, means less the centres and covariances, with the prior's rows among the others: in the frame."""
+        frame, k = components.frame, len(held)
+        gap = components.centres + delta - frame.means_in(prior.mean[None] - frame.shift)
+        drawn = prior.shrinkage / (held + prior.shrinkage)  # of the way to the prior's mean
+        counts = held + prior.rows(k)
+        sums = _times(held, observed) + _times(held * drawn, self.algebra.squares(gap))
+        sums += self.algebra.mapped(prior.squares(k), frame.matrix)
+        return counts, delta - _times(drawn, gap), _times(1 / counts, sums)
+
+    def log_prior(self, parameters: GaussianParameters, frame: Frame) -> float:
+        """The logarithm of the prior density of parameters about the frame's shift, but for a constant."""
+        prior, k = self.prior, len(parameters.weights)
+        if prior is None:
+            return 0.0
+        squares = prior.squares(k) + prior.shrinkage * self.algebra.squares(parameters.means + frame.shift - prior.mean)
+        traces = float((squares * self.precisions(parameters.factors)).sum())
+        log_dets = float(self.algebra.log_det(parameters.factors).sum())
+        log_weights = float(xlogy(prior.weight_concentration - 1, parameters.weights).sum())
+        return prior.rows(k) * log_dets - traces / 2 + log_weights
 
     def factorize(self, covariances: Array, counts: Array) -> Array:
         with suppress(np.linalg.LinAlgError):
@@ -100,9 +132,10 @@ class Gaussian:
                 self.algebra.factorize(covariances[k : k + 1])
             except np.linalg.LinAlgError:
                 break
+        also = ", set prior='default'" if self.prior is None else ""
         raise CollapsedComponentError(
             f"component {k} collapsed ({counts[k]:.1f} samples, {covariances.shape[-1]} features): "
-            "raise reg_covar or lower n_components"
+            f"raise reg_covar{also} or lower n_components"
         )
 
     def from_precisions(self, precisions: Array) -> tuple[Array, Array]:
@@ -155,3 +188,8 @@ class Gaussian:
             for k, (mean, count) in enumerate(zip(parameters.means, counts, strict=True))
         ]
         return np.concatenate(rows), np.repeat(np.arange(len(counts)), counts)
+
+
+def _times(factors: Array, values: Array) -> Array:
+    """Values (k, …), each component's by its factor."""
+    return (values.T * factors).T
