@@ -12,7 +12,7 @@ import numpy as np
 
 from daskgmm.blas import single_blas
 from daskgmm.caching import cached
-from daskgmm.climbing import Options, climb, starts
+from daskgmm.climbing import Options, climb, enough, starts
 from daskgmm.data.blocks import Samples, joined, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.loop import EM, EMState, Info, run, surviving
@@ -139,7 +139,7 @@ def _start(
     _check_rows(samples, survey, k, family)
     frame = family.frame(survey.sample, survey.low, survey.high)
     em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter, options.accelerate)
-    sampled = len(survey.sample) < survey.n and options.subsample is not None
+    sampled = options.subsample is not None and enough(survey, family, k)
     history: list[Info] = []
 
     def on_info(info: Info) -> None:
@@ -154,7 +154,9 @@ def _start(
     else:
         states, used = starts(samples, em, survey, options, known, rng)
         n_passes += used
-    return _Started(replace(em, single=options.accelerate and sampled), states, survey, history, n_passes)
+    return _Started(
+        replace(em, single=options.accelerate and len(survey.sample) < survey.n), states, survey, history, n_passes
+    )
 
 
 def survey_samples(samples: Samples, options: Options, rng: np.random.RandomState) -> Survey:

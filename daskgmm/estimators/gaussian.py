@@ -85,7 +85,8 @@ class GaussianMixture(BaseMixture):
         taken, which costs a pass; False: textbook EM.
     subsample : int or None, default=100_000
         Rows of a uniform random sample. EM runs on it first, from all starts, if the data have more rows, and
-        the best is improved by moves: a component split in two, two others merged to one. None: start on all data.
+        the best is improved by moves: a component split in two, two others merged to one. The same is done with all
+        rows where these are fewer, but 20 a parameter, or there is a prior. None: start on all data.
     missing : {"raise", "drop", "fill"}, default="raise"
         What to do with rows that hold a NaN or an infinity: refuse them, naming the first; or leave them out of the
         fit and label them -1 (NaN where the result is a float). "fill" refuses them too, but reads chunks that

@@ -227,7 +227,7 @@ def test_a_prior_that_is_worth_nothing_changes_nothing(model: CovarianceModel) -
 def test_the_log_posterior_never_falls(model: CovarianceModel, accelerate: bool, blobs: Array) -> None:
     gm = GaussianMixture(
         5, covariance_type=model.code, prior=PRIORS[1], reg_covar=0, tol=1e-9, max_iter=40, accelerate=accelerate,
-        init_params="random_from_data", random_state=0,
+        init_params="random_from_data", subsample=None, random_state=0,
     )  # fmt: skip
     gm.fit(blobs[:300])
     assert np.diff(gm.lower_bounds_).min() >= -1e-11 * abs(gm.lower_bound_)
