@@ -57,13 +57,12 @@ def starts(
     samples: Samples, em: EM, survey: Survey, options: Options, known: Start, rng: np.random.RandomState
 ) -> tuple[list[EMState], int]:
     """A state for each start to go on from all samples, and how many passes it took to find them."""
-    in_hand = _whole(survey)
-    seeded = _in_memory(survey) if in_hand else samples
+    seeded = _in_memory(survey) if survey.complete else samples
     rows, weights, n_passes = em.sample / em.frame.scale, survey.sample_weight, 0
-    if not in_hand and options.init_params in ("kmeans", "k-means++"):
+    if not survey.complete and options.init_params in ("kmeans", "k-means++"):
         rows, weights, n_passes = spread_candidates(samples, em.frame, rows[:1], options.n_components, rng)
     states, used = _starts(seeded, em, rows, weights, options, known, rng)
-    return states, n_passes + (0 if in_hand else used)
+    return states, n_passes + (0 if survey.complete else used)
 
 
 def climb(
@@ -71,7 +70,11 @@ def climb(
 ) -> EMState:
     """The best of all starts: all on few rows, the best few on more, then moves."""
     n_parameters = em.family.n_parameters(options.n_components, survey.sample.shape[1])
+    em = replace(em, single=options.accelerate and not survey.complete, stage="sample")
+    if survey.complete:
+        em, options = replace(em, tol=min(em.tol, _FINE)), replace(options, n_init=max(options.n_init, _STARTS))
     sizes = rungs(survey.n, len(survey.sample), options.n_components, n_parameters)
+    # All rows stay in their order, so that a seed starts where it does without a sample.
     order = np.arange(survey.n) if sizes == [survey.n] else rng.permutation(len(survey.sample))
     states: list[EMState] = []
     for size in sizes:
@@ -79,10 +82,8 @@ def climb(
         rung = _in_memory(part)
         if not states:
             rows, weights = em.sample[order[:size]] / em.frame.scale, part.sample_weight
-            many = replace(options, n_init=max(options.n_init, _STARTS)) if _whole(survey) else options
-            states, _ = _starts(rung, em, rows, weights, many, known, rng)
-        tol = max(min(em.tol, _FINE) if _whole(survey) else em.tol, _NOISE * n_parameters / size)
-        climber = replace(em, tol=tol, single=options.accelerate and not _whole(survey), stage="sample")
+            states, _ = _starts(rung, em, rows, weights, options, known, rng)
+        climber = replace(em, tol=max(em.tol, _NOISE * n_parameters / size))
         one_pass = EMPass(rung)
         states = climber.run(states, one_pass, on_info)
         best = sorted(states, key=lambda state: state.lower_bound, reverse=True)
@@ -117,7 +118,7 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
             gains = after - before
             gain = np.average(gains, weights=weights)
             error = np.sqrt(np.average((gains - gain) ** 2, weights=weights) / len(gains))
-            if gain + log_prior(moved) - log_prior(state) > (em.tol if _whole(part) else error):
+            if gain + log_prior(moved) - log_prior(state) > (em.tol if part.complete else error):
                 state, before = moved, after
                 break
         else:
@@ -141,12 +142,7 @@ def enough(survey: Survey, family: Gaussian, k: int) -> bool:
     """
     n_parameters = family.n_parameters(k, survey.sample.shape[1])
     least = min(_ROWS_PER_COMPONENT * k, _ROWS_PER_PARAMETER * n_parameters)
-    return not _whole(survey) or (k > 2 and (family.prior is not None or survey.n >= least))
-
-
-def _whole(survey: Survey) -> bool:
-    """Are the sampled rows all that there are?"""
-    return len(survey.sample) == survey.n
+    return not survey.complete or (k > 2 and (family.prior is not None or survey.n >= least))
 
 
 def _in_memory(survey: Survey) -> Samples:

@@ -139,7 +139,7 @@ def _start(
     _check_rows(samples, survey, k, family)
     frame = family.frame(survey.sample, survey.low, survey.high)
     em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter, options.accelerate)
-    sampled = options.subsample is not None and enough(survey, family, k)
+    climbs = options.subsample is not None and enough(survey, family, k)
     history: list[Info] = []
 
     def on_info(info: Info) -> None:
@@ -149,14 +149,13 @@ def _start(
     n_passes = 1
     if (parameters := known.parameters(frame)) is not None:
         states = [EMState(parameters, previous_bound=known.previous_bound)]
-    elif sampled:
+    elif climbs:
         states = [climb(em, survey, options, known, rng, on_info)]
     else:
         states, used = starts(samples, em, survey, options, known, rng)
         n_passes += used
-    return _Started(
-        replace(em, single=options.accelerate and len(survey.sample) < survey.n), states, survey, history, n_passes
-    )
+    single = options.accelerate and options.subsample is not None and not survey.complete
+    return _Started(replace(em, single=single), states, survey, history, n_passes)
 
 
 def survey_samples(samples: Samples, options: Options, rng: np.random.RandomState) -> Survey:

@@ -46,6 +46,7 @@ def to_dataset(model: Any) -> xr.Dataset:
     params = {name: getattr(model, name) for name in _KEPT_PARAMS}
     seed = params["random_state"]
     params["random_state"] = int(seed) if isinstance(seed, int | np.integer) else None
+    kind = "likelihood" if model.prior is None else "posterior"
     fit = {
         "converged": bool(model.converged_),
         "n_iter": int(model.n_iter_),
@@ -59,7 +60,7 @@ def to_dataset(model: Any) -> xr.Dataset:
             "means": (("component", "feature"), model.means_),
             "covariances": (dims, model.covariances_),
             "precisions_cholesky": (dims, model.precisions_cholesky_),
-            "lower_bounds": ("iteration", model.lower_bounds_, {"long_name": "log-likelihood per sample"}),
+            "lower_bounds": ("iteration", model.lower_bounds_, {"long_name": f"log-{kind} per sample"}),
         },
         coords={
             "component": np.arange(k),

@@ -27,6 +27,11 @@ class Survey:
     bad: tuple[int, int, float] | None  # first value that is not finite: position of the row, feature, value
     bad_weight: tuple[int, float] | None  # first weight that is negative or not finite
 
+    @property
+    def complete(self) -> bool:
+        """Are the sampled rows all that there are?"""
+        return len(self.sample) == self.n
+
 
 def merge(surveys: Sequence[Survey]) -> Survey:
     """The survey of all rows together."""

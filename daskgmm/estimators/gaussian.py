@@ -62,12 +62,12 @@ class GaussianMixture(BaseMixture):
         Added to the diagonal of the covariances, in the squared units of the data, before they are made equal in
         volume, shape or orientation.
     prior : None, "default" or Prior, default=None
-        Of weights, means and covariances, so that the fit maximizes the posterior density, and no component collapses:
-        :class:`daskgmm.Prior`, or "default" for ``Prior()``, which is mclust's.
+        Of weights, means and covariances, so that the fit maximizes the posterior density, and no component collapses
+        unless a feature is constant: :class:`daskgmm.Prior`, or "default" for ``Prior()``, which is mclust's.
     max_iter : int, default=100
         The most EM steps of one start; each is one pass over the data.
     n_init : int, default=1
-        Starts; the best is kept. They share passes.
+        Starts; the best is kept. They share passes. At least four where all rows are in hand (see ``subsample``).
     init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default="kmeans"
         How a start is found.
     weights_init, means_init, precisions_init : array-like, default=None
@@ -86,7 +86,8 @@ class GaussianMixture(BaseMixture):
     subsample : int or None, default=100_000
         Rows of a uniform random sample. EM runs on it first, from all starts, if the data have more rows, and
         the best is improved by moves: a component split in two, two others merged to one. The same is done with all
-        rows where these are fewer, but 20 a parameter, or there is a prior. None: start on all data.
+        rows where these are fewer, but 20 a parameter or 1,000 a component, or there is a prior, for three components
+        or more. None: start on all data.
     missing : {"raise", "drop", "fill"}, default="raise"
         What to do with rows that hold a NaN or an infinity: refuse them, naming the first; or leave them out of the
         fit and label them -1 (NaN where the result is a float). "fill" refuses them too, but reads chunks that

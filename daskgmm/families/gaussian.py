@@ -118,7 +118,8 @@ class Gaussian:
         prior, k = self.prior, len(parameters.weights)
         if prior is None:
             return 0.0
-        squares = prior.squares(k) + prior.shrinkage * self.algebra.squares(parameters.means + frame.shift - prior.mean)
+        gap = parameters.means - (prior.mean - frame.shift)
+        squares = prior.squares(k) + prior.shrinkage * self.algebra.squares(gap)
         traces = float((squares * self.precisions(parameters.factors)).sum())
         log_dets = float(self.algebra.log_det(parameters.factors).sum())
         log_weights = float(xlogy(prior.weight_concentration - 1, parameters.weights).sum())

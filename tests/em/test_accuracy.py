@@ -43,7 +43,7 @@ def _rows(n: int, d: int, seed: int = 0) -> Array:
 
 def _fit(model: CovarianceModel, x: Array, **arguments: Any) -> GaussianMixture:
     settings: dict[str, Any] = {"tol": 0, "max_iter": 25, "reg_covar": 0, "random_state": 0, "accelerate": False}
-    settings["subsample"] = None  # one start: equally good ones differ by rounding, and in the order of components
+    settings |= {"subsample": None}  # one start: of equally good ones, which differ in their order, rounding decides
     settings |= arguments
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tol=0 does not converge

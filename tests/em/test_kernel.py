@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -22,6 +23,7 @@ from daskgmm.em.softmax import exp, soften
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.passes import EMPass
 
 Array = npt.NDArray[np.float64]
 DOUBLE, SINGLE = np.dtype(np.float64), np.dtype(np.float32)
@@ -268,6 +270,23 @@ def test_early_passes_in_single_precision_do_not_show_in_the_result() -> None:
     assert fit.score(x) >= fit.lower_bound_ - 1e-12
     assert fit.lower_bound_ == pytest.approx(exact.lower_bound_, abs=2e-6)
     assert fit.n_passes_ < exact.n_passes_
+
+
+@pytest.mark.parametrize(("subsample", "precisions"), [(None, {DOUBLE}), (8000, {SINGLE, DOUBLE}), (20_000, {DOUBLE})])
+def test_early_passes_over_data_are_in_single_precision_only_after_a_sample(
+    subsample: int | None, precisions: set[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[Any] = set()
+
+    class Spy(EMPass):
+        def __call__(self, models: Any, dtypes: Any) -> Any:
+            used.update(dtypes)
+            return super().__call__(models, dtypes)
+
+    monkeypatch.setattr("daskgmm.fitting.EMPass", Spy)
+    x = da.from_array(np.random.default_rng(3).normal(size=(12_000, 3)), chunks=(4000, 3))
+    GaussianMixture(3, random_state=0, subsample=subsample).fit(x)
+    assert used == precisions
 
 
 @settings(max_examples=50, deadline=None)

@@ -162,3 +162,41 @@ def test_means_that_are_given_keep_their_places() -> None:
     fit = GaussianMixture(5, means_init=means, subsample=10_000, random_state=0).fit(x)
     assert np.linalg.norm(fit.means_[3:] - CENTRES[3:], axis=1) == pytest.approx(0, abs=0.2)
     assert np.linalg.norm(fit.means_[2] - means[2]) < 1
+
+
+def _grid(n: int) -> Array:
+    """Sixteen spheres on a square grid."""
+    rng = np.random.default_rng(0)
+    return 5.0 * rng.integers(4, size=(n, 2)) + rng.normal(size=(n, 2))
+
+
+def test_rows_in_hand_are_climbed_from_any_seed_to_one_optimum() -> None:
+    """Which one start of EM misses with most seeds."""
+    rows = _grid(3000)
+    settings: dict[str, Any] = {"covariance_type": "spherical", "tol": 1e-6, "max_iter": 1000}
+    fits = [GaussianMixture(16, random_state=seed, **settings).fit(rows) for seed in range(5)]
+    single = [GaussianMixture(16, random_state=seed, subsample=None, **settings).fit(rows) for seed in range(5)]
+    scores = np.array([fit.score(rows) for fit in fits])
+    assert np.ptp(scores) < 1e-5
+    assert min(fit.score(rows) for fit in single) < scores.min() - 1e-2
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "prior", "climbs"),
+    [
+        (1000, 16, None, False),
+        (1300, 16, None, True),
+        (1300, 2, None, False),
+        (250, 3, None, True),
+        (50, 3, "default", True),
+    ],
+)
+def test_few_rows_are_climbed_only_where_components_on_next_to_none_do_not_pay(
+    n: int, k: int, prior: Any, climbs: bool
+) -> None:
+    """20 rows a parameter (63 of 16 spheres, 5 a component but one), or a prior; two components have no moves."""
+    settings: dict[str, Any] = {"covariance_type": "spherical", "random_state": 0, "tol": 1e-2, "prior": prior}
+    fit = GaussianMixture(k, **settings).fit(_grid(n))
+    alone = GaussianMixture(k, subsample=None, **settings).fit(_grid(n))
+    assert ("sample" in {info.stage for info in fit.history_}) == climbs
+    assert climbs or fit.lower_bounds_ == alone.lower_bounds_
