@@ -6,7 +6,8 @@ from them, to about the digits that they can tell.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -33,6 +34,10 @@ _NOISE = 0.02  # n rows tell the log-likelihood of p parameters to p / 2n a row 
 _STARTS = 4
 _FINE = 1e-4
 _TRIES = 3  # moves that are tried before the mixture is left as it is; with 6, no more problems were solved
+_CONSIDERED = 16  # pairs of a split and a merge
+# Where the rows are all there is, so many more after so few passes, if none of the others is better: with them, 12 of
+# 12 fits of 24 components ended within 1e-3 nats a row of the best, and 6 without; with 32, 10.
+_RACED, _RACE_PASSES = 64, 3
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def climb(
         if not states:
             rows, weights = em.sample[order[:size]] / em.frame.scale, part.sample_weight
             states, _ = _starts(rung, em, rows, weights, options, known, rng)
-        climber = replace(em, tol=max(em.tol, _NOISE * n_parameters / size))
+        climber = em if size == survey.n else replace(em, tol=max(em.tol, _NOISE * n_parameters / size))
         one_pass = EMPass(rung)
         states = climber.run(states, one_pass, on_info)
         best = sorted(states, key=lambda state: state.lower_bound, reverse=True)
@@ -106,13 +111,20 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
     def log_prior(state: EMState) -> float:
         return em.family.log_prior(state.parameters, em.frame) / weights.sum()
 
-    before = log_densities(state.parameters)
+    def rows_of_least(state: EMState) -> float:
+        return float(state.parameters.weights.min()) * len(weights)
+
+    before, fewest = log_densities(state.parameters), em.family.n_parameters(1, part.sample.shape[1])
+    considered = _RACED if part.complete else _CONSIDERED
     while True:
-        proposed = moves(em, state.parameters, part.sample, weights)
-        for parameters in proposed[:_TRIES]:
+        proposed = moves(em, state.parameters, part.sample, weights, considered)
+        for candidate in _candidates(em, proposed, part.complete, one_pass, on_info):
             try:
-                (moved,) = em.run([EMState(parameters)], one_pass, on_info)
+                (moved,) = em.run([candidate], one_pass, on_info)
             except ValueError:  # collapsed: the state has not
+                continue
+            # McLachlan & Peel 2000, Finite Mixture Models: on next to no rows a component may be as likely as one likes.
+            if rows_of_least(moved) < min(fewest, rows_of_least(state)):
                 continue
             after = log_densities(moved.parameters)
             gains = after - before
@@ -123,6 +135,19 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
                 break
         else:
             return state
+
+
+def _candidates(
+    em: EM, proposed: Sequence[GaussianParameters], race: bool, one_pass: EMPass, on_info: Callable[[Info], None]
+) -> Iterator[EMState]:
+    """The most promising moves; then of the others, in a race, those that are the likeliest after a few passes."""
+    yield from map(EMState, proposed[:_TRIES])
+    if race and len(proposed) > _TRIES:
+        states: list[EMState] = []
+        with suppress(ValueError):  # all collapsed
+            short = replace(em, max_iter=_RACE_PASSES)
+            states = short.run([EMState(parameters) for parameters in proposed[_TRIES:]], one_pass, on_info)
+        yield from sorted(states, key=lambda state: state.lower_bound, reverse=True)[:_TRIES]
 
 
 def rungs(n: int, n_sampled: int, k: int, n_parameters: int) -> list[int]:

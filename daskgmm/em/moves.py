@@ -32,7 +32,6 @@ _HELD = 0.01  # γ of a component from which its rows count when it is split
 _SPLIT_PASSES = 12  # over these rows, after 8 textbook ones, worse moves were chosen in two of 27 fits
 _AT_ONCE = 2  # splits; more threads would wait for Python's lock
 _LOST = 1e-4  # of a variance, at most, in moments about the origin: bounds are compared to about so many nats
-_CONSIDERED = 4  # splits and merges, of which every pair is
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class _Change:
     gain: float  # of the bound, about
 
 
-def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
+def moves(em: EM, parameters: Any, rows: Array, weights: Array, n: int) -> list[Any]:
     """Parameters of mixtures with some components split and as many pairs of others merged, the most promising first.
 
     None of less than three components, or where one is too narrow for moments about the origin.
@@ -93,6 +92,8 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
         Of a mixture that EM has fitted to the rows, about the frame's shift.
     rows : ndarray of shape (m, d)
     weights : ndarray of shape (m,)
+    n : int
+        Pairs of a split and a merge that are considered.
     """
     components = em.family.components(parameters, em.frame)
     k = len(components.means)
@@ -106,17 +107,20 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array) -> list[Any]:
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         splits = _promising(threads.map(split, range(k), repeat(now), resp, log_joint))
     fits = []
-    for changes in (*product(merges[:_CONSIDERED], splits[:_CONSIDERED]), *_several(merges, splits)):
-        gone = [c for change in changes for c in change.gone]
-        if len(set(gone)) == len(gone):
-            kept = np.setdiff1d(np.arange(k), gone)
-            parts = (change.new for change in changes)
-            fits.append(reduce(add, parts, now.take(kept)).fit(em))
+    for changes in (*_pairs(merges, splits)[:n], *_several(merges, splits)):
+        kept = np.setdiff1d(np.arange(k), [c for change in changes for c in change.gone])
+        fits.append(reduce(add, (change.new for change in changes), now.take(kept)).fit(em))
     return [parameters for bound, parameters in sorted(fits, key=lambda fit: -fit[0]) if bound > -np.inf]
 
 
 def _promising(changes: Iterable[_Change]) -> list[_Change]:
     return sorted((change for change in changes if change.gain > -np.inf), key=lambda change: -change.gain)
+
+
+def _pairs(merges: Sequence[_Change], splits: Sequence[_Change]) -> list[tuple[_Change, _Change]]:
+    """A merge and a split of another component, the most promising first."""
+    pairs = (pair for pair in product(merges, splits) if set(pair[0].gone).isdisjoint(pair[1].gone))
+    return sorted(pairs, key=lambda pair: -(pair[0].gain + pair[1].gain))
 
 
 def _several(merges: Sequence[_Change], splits: Sequence[_Change]) -> Iterator[tuple[_Change, ...]]:
