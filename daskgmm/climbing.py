@@ -123,7 +123,7 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
                 (moved,) = em.run([candidate], one_pass, on_info)
             except ValueError:  # collapsed: the state has not
                 continue
-            # McLachlan & Peel 2000, Finite Mixture Models: on next to no rows a component may be as likely as one likes.
+            # On next to no rows one is as likely as one likes: McLachlan & Peel 2000, Finite Mixture Models.
             if rows_of_least(moved) < min(fewest, rows_of_least(state)):
                 continue
             after = log_densities(moved.parameters)

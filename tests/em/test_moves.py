@@ -90,7 +90,7 @@ def test_a_move_frees_a_mixture_with_two_components_on_one_group_and_one_on_two(
             for which in (group, wrong)
         )
         assert stuck.lower_bound < best.lower_bound - 0.1
-        freed = _fit(em, moves(em, stuck.parameters, rows, weights)[0], rows, weights)
+        freed = _fit(em, moves(em, stuck.parameters, rows, weights, 16)[0], rows, weights)
     assert freed.lower_bound == pytest.approx(best.lower_bound, abs=1e-6)
 
 
@@ -107,7 +107,7 @@ def test_moves_that_have_nothing_in_common_are_made_at_once() -> None:
             _fit(em, _Parts.of(em, z, np.eye(10)[:, which], weights).fit(em)[1], rows, weights)
             for which in (group, wrong)
         )
-        freed = _fit(em, moves(em, stuck.parameters, rows, weights)[0], rows, weights)
+        freed = _fit(em, moves(em, stuck.parameters, rows, weights, 16)[0], rows, weights)
     assert stuck.lower_bound < best.lower_bound - 0.1
     assert freed.lower_bound == pytest.approx(best.lower_bound, abs=1e-6)
 
@@ -117,7 +117,7 @@ def test_two_components_leave_nothing_to_move(model: CovarianceModel) -> None:
     rows, weights, group = _groups(500, 2)
     em = _em(model, rows)
     parameters = _Parts.of(em, em.frame.apply(rows), np.eye(2)[:, group % 2], weights).fit(em)[1]
-    assert moves(em, parameters, rows, weights) == []
+    assert moves(em, parameters, rows, weights, 16) == []
 
 
 def test_a_fit_by_a_sample_finds_the_groups_from_any_start() -> None:
@@ -135,7 +135,9 @@ def test_a_move_that_collapses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     x = CENTRES[rng.integers(5, size=20_000)] + rng.normal(size=(20_000, 3))
     fits, options = [], {"reg_covar": 0.0, "subsample": 10_000, "random_state": 0}
 
-    def on_one_row(em: EM, parameters: GaussianParameters, rows: Array, weights: Array) -> list[GaussianParameters]:
+    def on_one_row(
+        em: EM, parameters: GaussianParameters, rows: Array, weights: Array, n: int
+    ) -> list[GaussianParameters]:
         """The first component so narrow that no other row belongs to it."""
         narrow = np.array([1e-6 if k == 0 else 1.0 for k in range(5)])[:, None, None]
         means = np.concatenate([rows[:1] - em.frame.shift, parameters.means[1:]])
@@ -151,6 +153,32 @@ def test_a_move_that_collapses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
             5, means_init=np.concatenate([x[:1], fits[1].means_[1:]]), weights_init=fits[1].weights_,
             precisions_init=fits[1].precisions_ * np.array([1e12, 1, 1, 1, 1])[:, None, None], reg_covar=0.0,
         ).fit(x)  # fmt: skip
+
+
+def test_a_move_to_a_component_on_next_to_no_rows_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rows that nearly coincide are likelier by themselves than a group is in two."""
+    rng = np.random.default_rng(0)
+    x = CENTRES[1 + rng.integers(4, size=6000)] + rng.normal(size=(6000, 3))
+    x[:3] = x[0] + 1e-4 * rng.normal(size=(3, 3))
+    tight = np.array([1e-3, 1, 1, 1, 1])[:, None, None]
+
+    def on_three_rows(
+        em: EM, parameters: GaussianParameters, rows: Array, weights: Array, n: int
+    ) -> list[GaussianParameters]:
+        means = np.concatenate([x[:1], CENTRES[1:]]) - em.frame.shift
+        eyes = np.tile(np.eye(3), (5, 1, 1))
+        weights = np.array([5e-4, *4 * [0.24987]])
+        return [replace(parameters, weights=weights, means=means, covariances=eyes * tight**2, factors=eyes / tight)]
+
+    monkeypatch.setattr("daskgmm.climbing.moves", on_three_rows)
+    fit = GaussianMixture(5, random_state=0).fit(x)
+    there = GaussianMixture(
+        5, means_init=np.concatenate([x[:1], CENTRES[1:]]), weights_init=[5e-4, *4 * [0.249875]],
+        precisions_init=np.tile(np.eye(3), (5, 1, 1)) / tight**2, subsample=None,
+    ).fit(x)  # fmt: skip
+    assert there.weights_.min() * len(x) < 4
+    assert there.score(x) > fit.score(x) + 1e-3
+    assert fit.weights_.min() * len(x) > 9
 
 
 def test_means_that_are_given_keep_their_places() -> None:
@@ -179,6 +207,22 @@ def test_rows_in_hand_are_climbed_from_any_seed_to_one_optimum() -> None:
     scores = np.array([fit.score(rows) for fit in fits])
     assert np.ptp(scores) < 1e-5
     assert min(fit.score(rows) for fit in single) < scores.min() - 1e-2
+
+
+def test_a_good_move_is_found_among_many_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever promised more, some passes tell them apart."""
+    rows = _grid(3000)
+
+    def hidden(em: EM, parameters: Any, *rest: Any) -> list[Any]:
+        return [parameters] * 20 + moves(em, parameters, *rest)
+
+    settings: dict[str, Any] = {"covariance_type": "spherical", "init_params": "random_from_data", "random_state": 1}
+    settings |= {"tol": 1e-6, "max_iter": 1000}
+    found = GaussianMixture(16, **settings).fit(rows)
+    monkeypatch.setattr("daskgmm.climbing.moves", hidden)
+    assert GaussianMixture(16, **settings).fit(rows).score(rows) == pytest.approx(found.score(rows), abs=1e-5)
+    monkeypatch.setattr("daskgmm.climbing.moves", lambda *_: [])
+    assert GaussianMixture(16, **settings).fit(rows).score(rows) < found.score(rows) - 1e-2
 
 
 @pytest.mark.parametrize(
