@@ -145,7 +145,7 @@ def _candidates(
     if race and len(proposed) > _TRIES:
         states: list[EMState] = []
         with suppress(ValueError):  # all collapsed
-            short = replace(em, max_iter=_RACE_PASSES)
+            short = replace(em, max_iter=_RACE_PASSES, single=True)
             states = short.run([EMState(parameters) for parameters in proposed[_TRIES:]], one_pass, on_info)
         yield from sorted(states, key=lambda state: state.lower_bound, reverse=True)[:_TRIES]
 
