@@ -71,7 +71,7 @@ def counted(k: int) -> Iterator[list[float]]:
 
     with ExitStack() as stack:
         for where, name, rows in (
-            (climbing, "moves", lambda em, parameters, rows, weights: 2 * len(rows)),  # an E-step; moments, twice
+            (climbing, "moves", lambda em, parameters, rows, *_: 2 * len(rows)),  # an E-step; moments, twice
             (climbing, "predict", lambda samples, model, output, missing: samples.n),
             (moves, "statistics", lambda pieces, models, dtypes: 2 / k * len(pieces[0][0])),
         ):
