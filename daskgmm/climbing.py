@@ -32,7 +32,7 @@ _NOISE = 0.02  # n rows tell the log-likelihood of p parameters to p / 2n a row 
 # Where the rows are all there is: starts at least (with 1, up to a tenth of 20 seeds missed the best of three problems,
 # with 4 none, in the same time, as moves cost more), and nats a row that are told apart.
 _STARTS = 4
-_FINE = 1e-4
+_FINE = 1e-6, 1e-4  # at least and at most, whatever tol
 _TRIES = 3  # moves that are tried before the mixture is left as it is; with 6, no more problems were solved
 _CONSIDERED = 16  # pairs of a split and a merge
 # Where the rows are all there is, so many more after so few passes, if none of the others is better: with them, 12 of
@@ -77,7 +77,10 @@ def climb(
     n_parameters = em.family.n_parameters(options.n_components, survey.sample.shape[1])
     em = replace(em, single=options.accelerate and not survey.complete, stage="sample")
     if survey.complete:
-        em, options = replace(em, tol=min(em.tol, _FINE)), replace(options, n_init=max(options.n_init, _STARTS))
+        em, options = (
+            replace(em, tol=float(np.clip(em.tol, *_FINE))),
+            replace(options, n_init=max(options.n_init, _STARTS)),
+        )
     sizes = rungs(survey.n, len(survey.sample), options.n_components, n_parameters)
     # All rows stay in their order, so that a seed starts where it does without a sample.
     order = np.arange(survey.n) if sizes == [survey.n] else rng.permutation(len(survey.sample))

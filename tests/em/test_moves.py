@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import GaussianMixture
 from daskgmm.blas import single_blas
@@ -223,6 +224,16 @@ def test_a_good_move_is_found_among_many_that_are_not(monkeypatch: pytest.Monkey
     assert GaussianMixture(16, **settings).fit(rows).score(rows) == pytest.approx(found.score(rows), abs=1e-5)
     monkeypatch.setattr("daskgmm.climbing.moves", lambda *_: [])
     assert GaussianMixture(16, **settings).fit(rows).score(rows) < found.score(rows) - 1e-2
+
+
+def test_a_climb_ends_where_gains_are_rounding_whatever_the_tolerance() -> None:
+    """Or with tol=0 any move would do."""
+    settings: dict[str, Any] = {"covariance_type": "spherical", "random_state": 0, "max_iter": 300}
+    with pytest.warns(ConvergenceWarning):
+        endless = GaussianMixture(16, tol=0.0, **settings).fit(_grid(1300))
+    fine = GaussianMixture(16, tol=1e-6, **settings).fit(_grid(1300))
+    bounds = [[info.lower_bound for info in fit.history_ if info.stage == "sample"] for fit in (endless, fine)]
+    assert bounds[0] == bounds[1]
 
 
 @pytest.mark.parametrize(
