@@ -30,9 +30,10 @@ _ROWS_PER_COMPONENT, _ROWS_PER_PARAMETER = 1000, 20
 _LARGEST = 4  # of so many rows at most one is in the largest; with 8, 3 of 27 fits ended below plain EM, with 4 none
 _NOISE = 0.02  # n rows tell the log-likelihood of p parameters to p / 2n a row (Wilks 1938); an early end hides optima
 # Where the rows are all there is: starts at least (with 1, up to a tenth of 20 seeds missed the best of three problems,
-# with 4 none, in the same time, as moves cost more), and nats a row that are told apart.
+# with 4 none, in the same time, as moves cost more), and nats a row that are told apart, at least and at most, whatever
+# the tolerance: below, gains are rounding; above, an early end hides optima.
 _STARTS = 4
-_FINE = 1e-6, 1e-4  # at least and at most, whatever tol
+_FINE = 1e-6, 1e-4
 _TRIES = 3  # moves that are tried before the mixture is left as it is; with 6, no more problems were solved
 _CONSIDERED = 16  # pairs of a split and a merge
 # Where the rows are all there is, so many more after so few passes, if none of the others is better: with them, 12 of
@@ -77,10 +78,8 @@ def climb(
     n_parameters = em.family.n_parameters(options.n_components, survey.sample.shape[1])
     em = replace(em, single=options.accelerate and not survey.complete, stage="sample")
     if survey.complete:
-        em, options = (
-            replace(em, tol=float(np.clip(em.tol, *_FINE))),
-            replace(options, n_init=max(options.n_init, _STARTS)),
-        )
+        em = replace(em, tol=float(np.clip(em.tol, *_FINE)))
+        options = replace(options, n_init=max(options.n_init, _STARTS))
     sizes = rungs(survey.n, len(survey.sample), options.n_components, n_parameters)
     # All rows stay in their order, so that a seed starts where it does without a sample.
     order = np.arange(survey.n) if sizes == [survey.n] else rng.permutation(len(survey.sample))
@@ -103,7 +102,9 @@ def climb(
 def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Callable[[Info], None]) -> EMState:
     """The state after all moves that make it better; on sampled rows, by more than the standard error of the gain.
 
-    Of differences row by row: Vuong 1989, Likelihood Ratio Tests for Model Selection, Econometrica 57.
+    None that leaves a component on fewer rows than it has parameters, unless one was on as few: on next to no rows it
+    is as likely as one likes (McLachlan & Peel 2000, Finite Mixture Models). The error is of differences row by row:
+    Vuong 1989, Likelihood Ratio Tests for Model Selection, Econometrica 57.
     """
     weights, identity = part.sample_weight, Frame.identity(part.sample.shape[1])
     centred = _in_memory(replace(part, sample=part.sample - em.frame.shift))
@@ -126,7 +127,6 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
                 (moved,) = em.run([candidate], one_pass, on_info)
             except ValueError:  # collapsed: the state has not
                 continue
-            # On next to no rows one is as likely as one likes: McLachlan & Peel 2000, Finite Mixture Models.
             if rows_of_least(moved) < min(fewest, rows_of_least(state)):
                 continue
             after = log_densities(moved.parameters)
@@ -148,7 +148,7 @@ def _candidates(
     if race and len(proposed) > _TRIES:
         states: list[EMState] = []
         with suppress(ValueError):  # all collapsed
-            short = replace(em, max_iter=_RACE_PASSES, single=True)
+            short = replace(em, max_iter=_RACE_PASSES, single=em.accelerate)
             states = short.run([EMState(parameters) for parameters in proposed[_TRIES:]], one_pass, on_info)
         yield from sorted(states, key=lambda state: state.lower_bound, reverse=True)[:_TRIES]
 

@@ -87,7 +87,7 @@ class GaussianMixture(BaseMixture):
         Rows of a uniform random sample. EM runs on it first, from all starts, if the data have more rows, and
         the best is improved by moves: a component split in two, two others merged to one. The same is done with all
         rows where these are fewer, but 20 a parameter or 1,000 a component, or there is a prior, for three components
-        or more. None: start on all data.
+        or more, from four starts at least. None: start on all data.
     missing : {"raise", "drop", "fill"}, default="raise"
         What to do with rows that hold a NaN or an infinity: refuse them, naming the first; or leave them out of the
         fit and label them -1 (NaN where the result is a float). "fill" refuses them too, but reads chunks that
