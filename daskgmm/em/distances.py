@@ -33,21 +33,20 @@ def distances(
     d, n = z.shape
     columns, means, transposed, _, step = direct
     bounded = step < d and cut < np.inf and len(columns) == len(log_joint)
-    _add(z, 0, len(columns), 0, step if bounded else d, direct, transposed, room, vectors, log_joint)
+    first = np.intp(0)  # an integer that Numba does not take for a type of its own, and compile for once more
+    _add(z, first, len(columns), first, step if bounded else d, direct, transposed, room, vectors, log_joint)
     if not bounded:
         return
-    first = 0
     for last in ends:
         _likeliest(log_joint, first, last, vectors)
         if _near(log_joint, first, last, cut + (d - step) / 2, vectors) > _FEW * n * (last - first):
             _add(z, first, last, step, d, direct, transposed, room, vectors, log_joint)
         else:
-            for c in range(first, last):
-                _complete(rows, c, False, means, transposed, step, room, vectors, places, log_joint)
-            for r in range(n):
-                vectors[0, r] -= cut
-            for c in range(first, last):
-                _complete(rows, c, True, means, transposed, step, room, vectors, places, log_joint)
+            for others in (False, True):
+                for c in range(first, last):
+                    _complete(rows, c, others, means, transposed, step, room, vectors, places, log_joint)
+                for r in range(n):
+                    vectors[0, r] -= cut
         first = last
 
 
@@ -97,8 +96,9 @@ def _likeliest(log_joint: Any, first: int, last: int, vectors: Any) -> None:
     """The largest value of each column among some components, and which of them has it."""
     n = log_joint.shape[1]
     largest, which = vectors[0, :n], vectors[1, :n]
-    largest[:] = log_joint[first]
-    which[:] = first
+    for r in range(n):
+        largest[r] = log_joint[first, r]
+        which[r] = first
     for c in range(first + 1, last):
         _note(log_joint[c], which.dtype.type(c), largest, which)
 
