@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 
 class _SingleBlas:
@@ -42,9 +43,16 @@ class _SingleBlas:
 
 
 def _hold(limited: threading.Event, unused: threading.Event) -> None:
-    with threadpool_limits(limits=1, user_api="blas"):
+    with _libraries().limit(limits=1, user_api="blas"):
         limited.set()
         unused.wait()
+
+
+@cache  # to look for them takes 4 ms, as long as the passes of a small fit
+def _libraries() -> ThreadpoolController:
+    import scipy.linalg.cython_blas  # noqa: F401  compiled code calls this one, whenever it is loaded
+
+    return ThreadpoolController()
 
 
 single_blas = _SingleBlas()

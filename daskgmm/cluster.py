@@ -24,7 +24,7 @@ def workers(scheduler: str | None, n_workers: int | None, memory_limit: str) -> 
     Raises
     ------
     ConnectionError
-        There is no scheduler at the address.
+        No scheduler answers at the address within Dask's ``distributed.comm.timeouts.connect``.
     """
     if n_workers == 0 and scheduler is None:
         yield None
@@ -35,7 +35,7 @@ def workers(scheduler: str | None, n_workers: int | None, memory_limit: str) -> 
 
     if scheduler is not None:
         try:
-            client = Client(scheduler, timeout="10s")
+            client = Client(scheduler)
         except (OSError, TimeoutError, ValueError) as error:
             raise ConnectionError(
                 f"no Dask scheduler answers at {scheduler}: start one with `dask scheduler`, "

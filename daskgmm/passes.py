@@ -17,6 +17,7 @@ from operator import add
 from typing import Any
 
 import dask.base
+import dask.local
 import dask.threaded
 import numpy as np
 import numpy.typing as npt
@@ -259,7 +260,9 @@ def _add(summands: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
 def _get(samples: Samples) -> Callable[[dict[Any, Any], Any], Any]:
     """Dask's function that computes keys of a graph: each result comes here from where it was made."""
     get = dask.base.get_scheduler(scheduler=_scheduler(samples)) or dask.threaded.get
-    return partial(get, chunksize=_BATCH) if samples.in_memory and get is dask.threaded.get else get
+    if not samples.in_memory or get is not dask.threaded.get:
+        return get
+    return partial(get, chunksize=_BATCH) if len(samples.blocks) > 1 else dask.local.get_sync
 
 
 def active_client() -> Any:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.em.estep import Rows, framed, start_statistics
@@ -126,7 +126,7 @@ def centres(method: str, rows: Array, weights: Array, k: int, rng: np.random.Ran
 
     # Its sums are taken thread by thread: one thread gives the same bits each time. What holds around a
     # fit limits BLAS, not OpenMP.
-    with threadpool_limits(limits=1):
+    with _libraries().limit(limits=1):
         if method == "k-means++":
             found: Array = kmeans_plusplus(rows, k, sample_weight=weights, random_state=seed)[0]
         else:
@@ -134,6 +134,11 @@ def centres(method: str, rows: Array, weights: Array, k: int, rng: np.random.Ran
             kmeans = KMeans(k, n_init=1, random_state=seed, algorithm=algorithm)
             found = kmeans.fit(rows, sample_weight=weights).cluster_centers_
     return found
+
+
+@cache  # to look for them takes as long as a small fit
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def spread_candidates(

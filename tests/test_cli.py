@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -111,7 +112,8 @@ def test_samples_have_the_model_s_moments_on_any_number_of_workers(data):
 def test_an_error_is_one_line_and_leaves_no_output(data, monkeypatch, args, words):
     folder, _ = data
     monkeypatch.chdir(folder)
-    result = run(*args, "--output", "out.zarr", *([] if "--scheduler" in args else LOCAL))
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        result = run(*args, "--output", "out.zarr", *([] if "--scheduler" in args else LOCAL))
     assert result.exit_code != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(lines) == 1

@@ -33,7 +33,7 @@ def distances(
     d, n = z.shape
     columns, means, transposed, _, step = direct
     bounded = step < d and cut < np.inf and len(columns) == len(log_joint)
-    first = np.intp(0)  # an integer that Numba does not take for a type of its own, and compile for once more
+    first: Any = np.intp(0)  # an integer that Numba does not take for a type of its own, and compile for once more
     _add(z, first, len(columns), first, step if bounded else d, direct, transposed, room, vectors, log_joint)
     if not bounded:
         return

@@ -134,7 +134,7 @@ def accumulate(
             distances(z, rows, direct, ends, cut, deviations, vectors, places, log_joint)
         soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods, log_certainties)
         turned = len(turn) > 0 and len(columns) == 0  # z is not in rows yet
-        first = np.intp(0)
+        first: Any = np.intp(0)
         for last in ends:
             few, most = not loose, n * p * (last - first) // (_PAIR + _PAIR_SQUARE * d * d)
             if few or (sparse and n < most):  # each row belongs to one component at least
@@ -207,7 +207,7 @@ def _deviations(x: Any, weights: Any, shift: Any, units: Any, rows: Any, kept: A
 def _joint(phi: Any, theta: Any, groups: Any, wide: bool, side: Any, log_joint: Any) -> None:
     """θᵀ φ: (k, n)."""
     p, n = phi.shape
-    first = np.intp(0)
+    first: Any = np.intp(0)
     for last in groups:
         some = theta[p * first : p * last].reshape(p, last - first)
         if wide:

@@ -91,7 +91,7 @@ def soften(
     for start in range(0, n, _ROWS):
         stop = min(start + _ROWS, n)
         top, total = tops[start:stop], totals[start:stop]
-        first = np.intp(0)
+        first: Any = np.intp(0)
         for m in range(len(ends)):
             _exponentials(log_joint, first, ends[m], start, floor, top, total)
             if len(weights):
