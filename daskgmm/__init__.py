@@ -9,19 +9,25 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from daskgmm.families import PRODUCTS
+
 if TYPE_CHECKING:
     from daskgmm.data.open import open_samples
     from daskgmm.em.loop import Info
-    from daskgmm.estimators.gaussian import GaussianMixture, load
+    from daskgmm.estimators.gaussian import GaussianMixture
+    from daskgmm.estimators.mixture import load
     from daskgmm.estimators.selection import GaussianMixtureIC
     from daskgmm.families.prior import Prior
 
-__all__ = ["GaussianMixture", "GaussianMixtureIC", "Info", "Prior", "load", "open_samples"]
+_PRODUCTS = {f"{family}Mixture": module for module, family in PRODUCTS.items()}
+MIXTURES = ("GaussianMixture", *_PRODUCTS)
+
+__all__ = [*_PRODUCTS, "GaussianMixture", "GaussianMixtureIC", "Info", "Prior", "load", "open_samples"]
 
 _HOMES = {
     "GaussianMixture": "daskgmm.estimators.gaussian",
     "GaussianMixtureIC": "daskgmm.estimators.selection",
-    "load": "daskgmm.estimators.gaussian",
+    "load": "daskgmm.estimators.mixture",
     "Info": "daskgmm.em.loop",
     "Prior": "daskgmm.families.prior",
     "open_samples": "daskgmm.data.open",
@@ -29,6 +35,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PRODUCTS:
+        return importlib.import_module("daskgmm.estimators.product").mixture_of(_PRODUCTS[name])
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from daskgmm.data.blocks import Samples, of_numpy
 from daskgmm.data.survey import Survey
 from daskgmm.em.loop import EM, EMState, Info
 from daskgmm.em.moves import moves
+from daskgmm.families.base import Family
 from daskgmm.families.frame import Array, Frame
-from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.passes import EMPass
 from daskgmm.prediction import LOG_DENSITY, predict
 from daskgmm.seeding import Start, centres, spread_candidates, start
@@ -109,7 +109,7 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
     weights, identity = part.sample_weight, Frame.identity(part.sample.shape[1])
     centred = _in_memory(replace(part, sample=part.sample - em.frame.shift))
 
-    def log_densities(parameters: GaussianParameters) -> Array:
+    def log_densities(parameters: Any) -> Array:
         return predict(centred, em.family.components(parameters, identity), LOG_DENSITY, "raise")
 
     def log_prior(state: EMState) -> float:
@@ -141,7 +141,7 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
 
 
 def _candidates(
-    em: EM, proposed: Sequence[GaussianParameters], race: bool, one_pass: EMPass, on_info: Callable[[Info], None]
+    em: EM, proposed: Sequence[Any], race: bool, one_pass: EMPass, on_info: Callable[[Info], None]
 ) -> Iterator[EMState]:
     """The most promising moves; then of the others, in a race, those that are the likeliest after a few passes."""
     yield from map(EMState, proposed[:_TRIES])
@@ -163,14 +163,14 @@ def rungs(n: int, n_sampled: int, k: int, n_parameters: int) -> list[int]:
     return sizes
 
 
-def enough(survey: Survey, family: Gaussian, k: int) -> bool:
+def enough(survey: Survey, family: Family, k: int) -> bool:
     """Are there so many rows that a likelier mixture is a better one, and not one of components on next to no rows?
 
-    Under a prior there always are. Two components have no moves.
+    Where there is a likeliest mixture there always are. Two components have no moves.
     """
     n_parameters = family.n_parameters(k, survey.sample.shape[1])
     least = min(_ROWS_PER_COMPONENT * k, _ROWS_PER_PARAMETER * n_parameters)
-    return not survey.complete or (k > 2 and (family.prior is not None or survey.n >= least))
+    return not survey.complete or (k > 2 and (family.bounded or survey.n >= least))
 
 
 def _in_memory(survey: Survey) -> Samples:

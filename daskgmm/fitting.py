@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from daskgmm.blas import single_blas
 from daskgmm.caching import cached
 from daskgmm.climbing import Options, climb, enough, starts
-from daskgmm.data.blocks import Samples, joined, refusal
+from daskgmm.data.blocks import Samples, joined, outsider, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.loop import EM, EMState, Info, run, surviving
-from daskgmm.families.gaussian import Gaussian, GaussianParameters
-from daskgmm.families.prior import Prior
+from daskgmm.families.base import Family
 from daskgmm.passes import EMPass, check_memory, gather
 from daskgmm.seeding import Start
 
@@ -28,7 +28,8 @@ _FRAME_ROWS = 10_000  # sampled for the frame where nothing else asks for a samp
 class Fit:
     """What came of it."""
 
-    parameters: GaussianParameters  # about the origin
+    parameters: Any  # of the family, about the origin
+    family: Family  # informed
     state: EMState
     survey: Survey
     history: tuple[Info, ...]
@@ -39,10 +40,9 @@ class Fit:
 class Candidate:
     """A mixture to be fitted."""
 
-    family: Gaussian
+    family: Family
     options: Options
     known: Start
-    prior: Prior | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class _Started:
         except ValueError as failure:
             return failure
         parameters = best.parameters.moved(self.em.frame.shift)
-        return Fit(parameters, best, self.survey, (*self.history, *shared), self.n_passes + n_passes)
+        return Fit(parameters, self.em.family, best, self.survey, (*self.history, *shared), self.n_passes + n_passes)
 
 
 def fit_mixture(
@@ -100,7 +100,7 @@ def fit_mixtures(
     """
     options = candidates[0].options
     check_memory(samples)
-    samples = cached(joined(samples), options.persist)
+    samples = replace(cached(joined(samples), options.persist), coding=candidates[0].family.coding)
     survey = survey_samples(samples, options, rng)
     rngs = [rng, *(deepcopy(rng) for _ in candidates[1:])]  # each draws as it would alone
     started: list[_Started | ValueError] = []
@@ -115,7 +115,8 @@ def fit_mixtures(
         shared.append(info)
         watch(info)
 
-    one_pass = EMPass(samples)
+    codings = [fit.em.family.coding for fit in started if isinstance(fit, _Started)]
+    one_pass = EMPass(replace(samples, coding=codings[0]) if codings else samples)
     pairs = [(fit.em, state) for fit in started if isinstance(fit, _Started) for state in fit.states]
     states = iter(run(pairs, one_pass, on_info))
     return [
@@ -132,11 +133,19 @@ def _start(
     watch: Callable[[Info], None],
 ) -> _Started:
     """A candidate with its frame and its starts."""
-    family, options, known, prior = candidate.family, candidate.options, candidate.known, candidate.prior
+    options, known = candidate.options, candidate.known
     k = options.n_components
-    if prior is not None:
-        family = replace(family, prior=prior.informed(family.model, survey.sample, survey.sample_weight, k))
-    _check_rows(samples, survey, k, family)
+    if survey.n < k:
+        raise ValueError(
+            f"Expected n_samples >= n_components but got n_components = {k}, n_samples = {survey.n}: "
+            "lower n_components"
+            + (" (rows with missing values or a weight of zero do not count)" if survey.n < samples.n else "")
+        )
+    family = candidate.family.informed(survey.sample, survey.sample_weight, survey.low, survey.high, k)
+    names = [repr(name) for name in samples.names] if samples.names else [str(i) for i in range(samples.n_features)]
+    family.check(survey.sample, survey.low, survey.high, k, names)
+    samples = replace(samples, coding=family.coding)
+    survey = replace(survey, sample=family.coding.encoded(survey.sample))
     frame = family.frame(survey.sample, survey.low, survey.high)
     em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter, options.accelerate)
     climbs = options.subsample is not None and enough(survey, family, k)
@@ -167,45 +176,16 @@ def survey_samples(samples: Samples, options: Options, rng: np.random.RandomStat
         No rows, fewer than components, a value or weight that is not finite: the first one is named.
     """
     size = options.subsample or (samples.n if samples.in_memory else _FRAME_ROWS)
-    survey = merge(gather(samples, survey_block, draw(samples, size, rng)))
+    survey = merge(gather(samples, partial(survey_block, coding=samples.coding), draw(samples, size, rng)))
     if survey.bad_weight is not None:
         position, value = survey.bad_weight
         raise ValueError(
             f"sample_weight is {value} at {samples.locate(position)}: weights must be finite and not negative"
         )
+    if survey.wrong is not None:
+        position, feature, value = survey.wrong
+        raise outsider(samples.locate(position, feature), value, samples.coding)
     if survey.bad is not None and options.missing != "drop":
         position, feature, value = survey.bad
         raise refusal(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
     return survey
-
-
-def _check_rows(samples: Samples, survey: Survey, k: int, family: Gaussian) -> None:
-    """Refuse fewer rows than components; warn if they are too few once duplicates count as one, or do not vary.
-
-    With neither ``reg_covar`` nor a prior such data cannot be fitted, and are refused.
-    """
-    decides = f"reg_covar={family.reg_covar}" if family.prior is None else "the prior"
-    singular = family.reg_covar == 0 and family.prior is None
-    if survey.n < k:
-        raise ValueError(
-            f"Expected n_samples >= n_components but got n_components = {k}, n_samples = {survey.n}: "
-            "lower n_components"
-            + (" (rows with missing values or a weight of zero do not count)" if survey.n < samples.n else "")
-        )
-    for size in (1000, len(survey.sample)):  # duplicates are rare: a few rows mostly tell
-        distinct = len(np.unique(survey.sample[:size], axis=0))
-        if distinct >= k:
-            break
-    else:
-        fact = f"only {distinct} of {len(survey.sample)} sampled rows are distinct, fewer than n_components={k}"
-        if singular:
-            raise ValueError(f"{fact}: lower n_components, set reg_covar above zero or prior='default'")
-        warnings.warn(f"{fact}, and {decides} alone decides their density: lower n_components", stacklevel=2)
-    constant = np.flatnonzero(survey.low == survey.high).tolist()
-    if not constant:
-        return
-    names = ", ".join(repr(samples.names[i]) if samples.names else str(i) for i in constant[:5])
-    fact = f"feature {names}{' …' if len(constant) > 5 else ''} is constant, so its variance is zero"
-    if singular:
-        raise ValueError(f"{fact}: drop it, or set reg_covar above zero")
-    warnings.warn(f"{fact}, and {decides} alone decides its density: drop it", stacklevel=2)

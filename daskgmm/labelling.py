@@ -14,9 +14,8 @@ import zarr
 from daskgmm.data.blocks import Block, Samples, Source, regular_blocks
 from daskgmm.em.estep import Rows, compile_prediction
 from daskgmm.families.base import Components
-from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.passes import assemble, check_memory, gather
-from daskgmm.prediction import LABELS, Output, predict_block
+from daskgmm.prediction import LABELS, Output, block_kernel
 
 SCHEMA = 1
 _BATCH = 64  # blocks between two words to the one who watches
@@ -100,7 +99,7 @@ def write_predictions(
     watch(done, samples.n)
     kernel = partial(
         _write_block,
-        kernel=partial(predict_block, model=model, outputs=tuple(outputs), missing=missing, place=samples.place),
+        kernel=block_kernel(samples, model, tuple(outputs), missing),
         path=path,
         names=[output.name for output in outputs],
     )
@@ -144,15 +143,12 @@ def _stored(output: Output) -> type:
 
 def _digest(model: Components) -> str:
     """A fingerprint of what the model says of any sample."""
-    digest = hashlib.sha256()
-    for part in (model.constants, model.means, model.factors):
-        digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(model.theta).tobytes()).hexdigest()
 
 
 def write_samples(
-    family: Gaussian,
-    parameters: GaussianParameters,
+    family: Any,
+    parameters: Any,
     n_samples: int,
     seed: int,
     path: str,
@@ -168,7 +164,7 @@ def write_samples(
 
     from daskgmm.data.write import prepare
 
-    d = parameters.means.shape[1]
+    d = family.sample(parameters, 1, np.random.RandomState(0))[0].shape[1]
     blocks = regular_blocks((n_samples,), d, (1,))
     rows = blocks[0].n
     template = xr.Dataset(
@@ -185,9 +181,7 @@ def write_samples(
     target.publish()
 
 
-def _draw_block(
-    block: Block, _: Iterator[Rows], family: Gaussian, parameters: GaussianParameters, seed: int, path: str
-) -> None:
+def _draw_block(block: Block, _: Iterator[Rows], family: Any, parameters: Any, seed: int, path: str) -> None:
     rng = np.random.RandomState(np.random.SeedSequence([seed, block.index]).generate_state(4))
     rows, component = family.sample(parameters, block.n, rng)
     order = rng.permutation(block.n)

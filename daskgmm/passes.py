@@ -24,10 +24,11 @@ import numpy.typing as npt
 
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Block, Region, Samples, Source, whole
-from daskgmm.em.estep import Rows, compile_statistics, completed, sums
+from daskgmm.em.estep import Rows, coded, compile_statistics, completed, sums
 from daskgmm.em.prepared import Precision, Prepared, kind, prepare
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
+from daskgmm.families.coding import Coding
 from daskgmm.families.frame import Array
 
 _FAN_IN = 8
@@ -86,12 +87,13 @@ class EMPass:
     def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
         kinds = [(*kind(model), dtype) for model, dtype in zip(models, dtypes, strict=True)]
         if not self._compiled.issuperset(kinds):
-            compile_statistics(models, dtypes, self._samples.dtype)
+            compile_statistics(models, dtypes, self._samples.coded_dtype)
             self._compiled.update(kinds)
         self.n += 1
         lean = {kind for kind, model in zip(kinds, models, strict=True) if model.lean}
         pool = not lean.issubset(self._scatter)
-        stats = total(self._samples, partial(_sums, prepared=prepare(models, dtypes, pool)))
+        kernel = partial(_sums, prepared=prepare(models, dtypes, pool), coding=self._samples.coding)
+        stats = total(self._samples, kernel)
         if pool:
             self._scatter |= {k: s.scatter for k, m, s in zip(kinds, models, stats, strict=True) if m.lean}
         return [completed(s, m, self._scatter.get(k)) for k, m, s in zip(kinds, models, stats, strict=True)]
@@ -160,8 +162,8 @@ def check_memory(samples: Samples, limit: float | None = None, threads: int = 1)
         )
 
 
-def _sums(block: Block, pieces: Iterator[Rows], prepared: Sequence[Prepared]) -> tuple[Stats, ...]:
-    return sums(pieces, prepared)
+def _sums(block: Block, pieces: Iterator[Rows], prepared: Sequence[Prepared], coding: Coding) -> tuple[Stats, ...]:
+    return sums(coded(pieces, coding), prepared)
 
 
 def _box(kernel: Kernel, block: Block, pieces: Iterator[Rows]) -> npt.NDArray[np.generic]:

@@ -16,37 +16,19 @@ from daskgmm.data.write import ATTRIBUTE, write_group
 from daskgmm.families.prior import Prior
 
 SCHEMA = 1
-_WHOLE = ("component", "feature", "feature_")
-_SHAPES = {  # of covariances that are not whole
-    "tied": ("feature", "feature_"),
-    "diag": ("component", "feature"),
-    "spherical": ("component",),
+_NOT_KEPT = {  # parameters that say how to go about a fit, and not what it is
+    *("weights_init", "means_init", "precisions_init", "warm_start"),
+    *("verbose", "verbose_interval", "persist", "callbacks"),
 }
-_KEPT_PARAMS = (
-    "n_components",
-    "covariance_type",
-    "tol",
-    "reg_covar",
-    "prior",
-    "max_iter",
-    "n_init",
-    "init_params",
-    "random_state",
-    "accelerate",
-    "subsample",
-    "missing",
-)
 
 
 def to_dataset(model: Any) -> xr.Dataset:
     """The fitted parameters with names, and how they were found."""
-    k, d = model.means_.shape
+    k, d = len(model.weights_), model.n_features_in_
     features = np.array([str(name) for name in getattr(model, "feature_names_in_", range(d))], dtype=object)
-    dims = _SHAPES.get(model.covariance_type, _WHOLE)
-    params = {name: getattr(model, name) for name in _KEPT_PARAMS}
-    seed = params["random_state"]
-    params["random_state"] = int(seed) if isinstance(seed, int | np.integer) else None
-    kind = "likelihood" if model.prior is None else "posterior"
+    kept = {name: value for name, value in model.get_params(deep=False).items() if name not in _NOT_KEPT}
+    seed = kept["random_state"]
+    kept["random_state"] = int(seed) if isinstance(seed, int | np.integer) else None
     fit = {
         "converged": bool(model.converged_),
         "n_iter": int(model.n_iter_),
@@ -54,13 +36,12 @@ def to_dataset(model: Any) -> xr.Dataset:
         "n_samples": int(model.n_samples_),
         "lower_bound": float(model.lower_bound_),
     }
+    variables = {name: (dims, getattr(model, f"{name}_")) for name, dims in model._saved().items()}
     ds = xr.Dataset(
         {
             "weights": ("component", model.weights_, {"long_name": "mixing weight"}),
-            "means": (("component", "feature"), model.means_),
-            "covariances": (dims, model.covariances_),
-            "precisions_cholesky": (dims, model.precisions_cholesky_),
-            "lower_bounds": ("iteration", model.lower_bounds_, {"long_name": f"log-{kind} per sample"}),
+            **variables,
+            "lower_bounds": ("iteration", model.lower_bounds_, {"long_name": f"{model._objective()} per sample"}),
         },
         coords={
             "component": np.arange(k),
@@ -68,15 +49,23 @@ def to_dataset(model: Any) -> xr.Dataset:
             "iteration": np.arange(1, len(model.lower_bounds_) + 1),
         },
         attrs={
-            "title": f"Gaussian mixture of {k} components in {d} features",
+            "title": f"{model._adjective()} mixture of {k} components in {d} features",
             "family": type(model).__name__,
             "named_features": int(hasattr(model, "feature_names_in_")),
-            "params": json.dumps(params, default=_plain),
+            "params": json.dumps(kept, default=_plain),
             "fit": json.dumps(fit),
             "source": f"daskgmm {version('daskgmm')}",
         },
     )
-    return ds.assign_coords(feature_=("feature_", features)) if "feature_" in dims else ds
+    return ds.assign_coords(feature_=("feature_", features)) if "feature_" in ds.dims else ds
+
+
+def params(ds: xr.Dataset) -> dict[str, Any]:
+    """The parameters of the estimator that was saved."""
+    found: dict[str, Any] = json.loads(ds.attrs["params"])
+    if isinstance(prior := found.get("prior"), dict):
+        found["prior"] = Prior(**prior)
+    return found
 
 
 def restore(model: Any, ds: xr.Dataset) -> None:
@@ -84,7 +73,7 @@ def restore(model: Any, ds: xr.Dataset) -> None:
     model.n_features_in_ = ds.sizes["feature"]
     if ds.attrs["named_features"]:
         model.feature_names_in_ = np.array([str(name) for name in ds["feature"].values], dtype=object)
-    for name in ("weights", "means", "covariances", "precisions_cholesky"):
+    for name in ("weights", *model._saved()):
         setattr(model, f"{name}_", ds[name].values)
     model.lower_bounds_ = ds["lower_bounds"].values.tolist()
     for name, value in json.loads(ds.attrs["fit"]).items():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.data.blocks import Block, Place, Samples, refusal
+from daskgmm.data.blocks import Block, Place, Samples, outsider, refusal
 from daskgmm.em.estep import (
     Rows,
     compile_prediction,
@@ -22,7 +22,8 @@ from daskgmm.em.estep import (
 )
 from daskgmm.em.prepared import DOUBLE, LEAST
 from daskgmm.families.base import Components
-from daskgmm.passes import rows, total
+from daskgmm.families.coding import Coding
+from daskgmm.passes import Kernel, rows, total
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def predict(samples: Samples, model: Components, output: Output, missing: str) -
         A value is not finite and ``missing`` is not "drop"; for lazy results, when they are computed.
     """
     compile_prediction(model)
-    kernel = partial(predict_block, model=model, outputs=(output,), missing=missing, place=samples.place)
+    kernel = block_kernel(samples, model, (output,), missing)
     extra = (len(model.means),) if output.per_component else ()
     return rows(samples, partial(_only, kernel), output.dtype, extra)
 
@@ -69,7 +70,7 @@ def totals(samples: Samples, model: Components, outputs: tuple[Output, ...], mis
         No sample, or a value that is not finite and ``missing`` is not "drop".
     """
     compile_prediction(model)
-    kernel = partial(predict_block, model=model, outputs=outputs, missing=missing, place=samples.place)
+    kernel = block_kernel(samples, model, outputs, missing)
     *sums, n = total(samples, partial(_sums, kernel))
     if n == 0:
         raise ValueError("no sample without missing values: nothing to score")
@@ -86,15 +87,20 @@ def _only(kernel: Callable[..., tuple[Any, ...]], block: Block, pieces: Iterator
     return kernel(block, pieces)[0]
 
 
-def predict_block(
+def block_kernel(samples: Samples, model: Components, outputs: tuple[Output, ...], missing: str) -> Kernel:
+    """What a task does with a block: results of its rows in their order, (n,) or (n, k) each."""
+    return partial(_predict, model=model, outputs=outputs, missing=missing, place=samples.place, coding=samples.coding)
+
+
+def _predict(
     block: Block,
     pieces: Iterator[Rows],
     model: Components,
     outputs: tuple[Output, ...],
     missing: str,
     place: Place,
+    coding: Coding,
 ) -> tuple[npt.NDArray[Any], ...]:
-    """Results of a block's rows in their order, (n,) or (n, k) each."""
     k = len(model.means)
     results: tuple[npt.NDArray[Any], ...] = tuple(
         np.empty((block.n, k) if output.per_component else block.n, dtype=output.dtype) for output in outputs
@@ -102,13 +108,17 @@ def predict_block(
     start, least = 0, min(output.least for output in outputs)
     for x, _ in pieces:
         finite = np.isfinite(x)
-        good = np.all(finite, axis=1)
-        if not good.all() and missing != "drop":
+        good = coding.usable(finite)
+        if not good.all() and missing != "drop" and not coding.skips:
             row = int(np.argmin(good))
             feature = int(np.argmin(finite[row]))
             where = place(block, start + row, feature)
             raise refusal(where, x[row, feature], "pass missing='drop' to mark such samples")
-        for at, log_joint in log_joint_of(x, model, least):
+        outside = coding.outside(x)
+        if outside is not None and outside.any():
+            row, feature = np.argwhere(outside)[0].tolist()
+            raise outsider(place(block, start + row, feature), float(x[row, feature]), coding)
+        for at, log_joint in log_joint_of(x, model, least, coding):
             here = slice(start + at.start, start + at.stop)
             for output, result in zip(outputs, results, strict=True):
                 found = output.of(log_joint.copy() if len(outputs) > 1 else log_joint)

@@ -5,8 +5,8 @@ Distances are taken in the survey's robust standard deviations, so that a featur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -16,13 +16,13 @@ from scipy.spatial.distance import cdist
 from threadpoolctl import ThreadpoolController
 
 from daskgmm.data.blocks import Block, Samples
-from daskgmm.em.estep import Rows, framed, start_statistics
+from daskgmm.em.estep import Rows, coded, framed, start_statistics
 from daskgmm.em.loop import look_again
 from daskgmm.em.prepared import Precision
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
+from daskgmm.families.coding import Coding
 from daskgmm.families.frame import Array, Frame
-from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.passes import gather, total
 
 # Rounds, and candidates a round and component, of k-means‖ (Bahmani et al. 2012, Scalable K-Means++, §5: 5 and 2).
@@ -35,80 +35,54 @@ _ELKAN_FEATURES = 32
 
 @dataclass(frozen=True)
 class Start:
-    """What a user knows of the start, in the user's units; None where nothing."""
+    """What a user knows of the start: some of the family's parameters by their names, about the origin."""
 
-    weights: Array | None = None
-    means: Array | None = None
-    covariances: Array | None = None
-    factors: Array | None = None
+    known: Mapping[str, Array] = field(default_factory=dict)
+    complete: Any = None  # the parameters, if all are known
     previous_bound: float = -np.inf
-
-    @staticmethod
-    def given(family: Gaussian, k: int, d: int, weights: Any, means: Any, precisions: Any) -> Start:
-        """Check a start that a user gives.
-
-        Raises
-        ------
-        ValueError
-            A shape is wrong, the weights do not sum to one, or a precision is not positive definite.
-        """
-        covariances = factors = None
-        if weights is not None:
-            tolerance = 1e-6 if np.asarray(weights).dtype == np.float32 else 1e-8  # scikit-learn's
-            weights = _shaped("weights", weights, (k,))
-            if np.any(weights < 0) or np.any(weights > 1):
-                raise ValueError(
-                    "The parameter 'weights' should be in the range [0, 1], "
-                    f"but got max value {weights.max():.5f}, min value {weights.min():.5f}"
-                )
-            if not np.isclose(weights.sum(), 1, rtol=0, atol=tolerance):
-                raise ValueError(
-                    f"The parameter 'weights' should be normalized, but got sum(weights) = {weights.sum():.5f}"
-                )
-        if means is not None:
-            means = _shaped("means", means, (k, d))
-        if precisions is not None:
-            model = family.model
-            name = f"{model.name} precision"
-            precisions = _shaped(name, precisions, model.shape(k, d))
-            symmetric = model.diagonal or np.allclose(precisions, np.swapaxes(precisions, -1, -2))
-            try:
-                covariances, factors = family.from_precisions(model.expand(precisions, k, d))
-            except np.linalg.LinAlgError:
-                symmetric = False
-            if not symmetric:
-                kind = "positive" if model.diagonal else "symmetric, positive-definite"
-                raise ValueError(f"'{name}' should be {kind}")
-            if not model.holds(precisions, k, d):
-                raise ValueError(
-                    f"'{name}' should be {model.form}, as the model has no others: give such ones, or choose a freer "
-                    "covariance_type"
-                )
-        return Start(weights, means, covariances, factors)
 
     @property
     def ordered(self) -> bool:
         """Does the user know one component from another?"""
-        return not (self.weights is None and self.means is None and self.factors is None)
+        return bool(self.known) or self.complete is not None
 
-    def parameters(self, frame: Frame) -> GaussianParameters | None:
+    def parameters(self, frame: Frame) -> Any:
         """The start, about the frame's shift; None if it is not complete."""
-        if self.weights is None or self.means is None or self.covariances is None or self.factors is None:
-            return None
-        return GaussianParameters(self.weights, self.means - frame.shift, self.covariances, self.factors)
+        return None if self.complete is None else self.complete.moved(-frame.shift)
 
-    def replace_in(self, parameters: GaussianParameters, frame: Frame) -> GaussianParameters:
-        """The parameters, with what is known put in its place."""
-        if self.weights is not None:
-            parameters = replace(parameters, weights=self.weights)
-        if self.means is not None:
-            parameters = replace(parameters, means=self.means - frame.shift)
-        if self.covariances is not None and self.factors is not None:
-            parameters = replace(parameters, covariances=self.covariances, factors=self.factors)
-        return parameters
+    def replace_in(self, parameters: Any, frame: Frame) -> Any:
+        """Parameters about the frame's shift, with what is known put in its place."""
+        parameters = replace(parameters, **self.known)
+        return parameters.moved(-frame.shift) if "means" in self.known else parameters
 
 
-def _shaped(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+def given(k: int, d: int, weights: Any, means: Any) -> dict[str, Array]:
+    """Weights and means that a user gives, checked; those that are None are not among them.
+
+    Raises
+    ------
+    ValueError
+        A shape is wrong, or the weights do not sum to one.
+    """
+    known = {}
+    if weights is not None:
+        tolerance = 1e-6 if np.asarray(weights).dtype == np.float32 else 1e-8  # scikit-learn's
+        known["weights"] = weights = shaped("weights", weights, (k,))
+        if np.any(weights < 0) or np.any(weights > 1):
+            raise ValueError(
+                "The parameter 'weights' should be in the range [0, 1], "
+                f"but got max value {weights.max():.5f}, min value {weights.min():.5f}"
+            )
+        if not np.isclose(weights.sum(), 1, rtol=0, atol=tolerance):
+            raise ValueError(
+                f"The parameter 'weights' should be normalized, but got sum(weights) = {weights.sum():.5f}"
+            )
+    if means is not None:
+        known["means"] = shaped("means", means, (k, d))
+    return known
+
+
+def shaped(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     array = np.asarray(value, dtype=np.float64)
     if array.shape != shape:
         raise ValueError(f"The parameter '{name}' should have the shape of {shape}, but got {array.shape}")
@@ -152,13 +126,13 @@ def spread_candidates(
     found = first  # (c, d), standardized
     for _ in range(_ROUNDS):
         seed = int(rng.randint(2**31 - 1))
-        kernel = partial(_far_rows, frame=frame, found=found, size=_OVERSAMPLING * k, seed=seed)
+        kernel = partial(_far_rows, coding=samples.coding, frame=frame, found=found, size=_OVERSAMPLING * k, seed=seed)
         drawn = gather(samples, kernel)
         keys = np.concatenate([key for key, _ in drawn])
         rows = np.concatenate([row for _, row in drawn])
         nearest_keys = np.argsort(keys, kind="stable")[: _OVERSAMPLING * k]
         found = np.concatenate([found, rows[nearest_keys[np.isfinite(keys[nearest_keys])]]])
-    (counts,) = total(samples, partial(_nearest_counts, frame=frame, found=found))
+    (counts,) = total(samples, partial(_nearest_counts, coding=samples.coding, frame=frame, found=found))
     return found[counts > 0], counts[counts > 0], _ROUNDS + 1
 
 
@@ -170,7 +144,7 @@ def start(
     rng: np.random.RandomState,
 ) -> tuple[Any, int]:
     """Parameters from a first M-step, and the passes: rows belong to the nearest of ``found``, or at random."""
-    kernel = partial(_start, found=found, seed=int(rng.randint(2**31 - 1)))
+    kernel = partial(_start, coding=samples.coding, found=found, seed=int(rng.randint(2**31 - 1)))
     n_passes = 0
 
     def one_pass(blanks: Sequence[Components], dtypes: Sequence[Precision] = ()) -> list[Stats]:
@@ -183,7 +157,7 @@ def start(
 
 
 def _start(
-    block: Block, pieces: Iterator[Rows], blank: Components, found: Array | None, seed: int
+    block: Block, pieces: Iterator[Rows], coding: Coding, blank: Components, found: Array | None, seed: int
 ) -> tuple[Stats, ...]:
     k = len(blank.means)
     rng = np.random.default_rng([seed, block.index])
@@ -196,16 +170,16 @@ def _start(
         return np.eye(k)[:, np.argmin(cdist(found, blank.frame.standardized(z).T, "sqeuclidean"), axis=0)]
 
     respond: Callable[[Array], Array] = at_random if found is None else nearest
-    return start_statistics(pieces, blank, respond)
+    return start_statistics(coded(pieces, coding), blank, respond)
 
 
 def _far_rows(
-    block: Block, pieces: Iterator[Rows], frame: Frame, found: Array, size: int, seed: int
+    block: Block, pieces: Iterator[Rows], coding: Coding, frame: Frame, found: Array, size: int, seed: int
 ) -> tuple[Array, Array]:
     """The block's ``size`` smallest exponential keys, rate w d², and their rows (standardized)."""
     rng = np.random.default_rng([seed, block.index])
     keys, rows = np.empty(0), np.empty((0, found.shape[1]))
-    for z, w in framed(pieces, frame):
+    for z, w in framed(coded(pieces, coding), frame):
         y = frame.standardized(z).T
         rate = cdist(found, y, "sqeuclidean").min(axis=0) * (1.0 if w is None else w)
         with np.errstate(divide="ignore"):  # a row on a candidate: never
@@ -217,10 +191,10 @@ def _far_rows(
 
 
 def _nearest_counts(
-    block: Block, pieces: Iterator[Rows], frame: Frame, found: Array
+    block: Block, pieces: Iterator[Rows], coding: Coding, frame: Frame, found: Array
 ) -> tuple[npt.NDArray[np.float64], ...]:
     counts = np.zeros(len(found))
-    for z, w in framed(pieces, frame):
+    for z, w in framed(coded(pieces, coding), frame):
         y = frame.standardized(z).T
         counts += np.bincount(cdist(found, y, "sqeuclidean").argmin(axis=0), w, len(found))
     return (counts,)

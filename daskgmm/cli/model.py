@@ -68,7 +68,7 @@ def predict(
             bar.update(done - bar.n)
 
         write_predictions(
-            samples,
+            gm._coded(samples),
             gm._components(),
             outputs,
             output,
@@ -122,12 +122,12 @@ def sample(
     overwrite: bool,
 ) -> None:
     """Draw samples from MODEL into a Zarr group: `samples` (sample, feature) and `component`."""
-    from daskgmm.estimators.gaussian import load
+    from daskgmm.estimators.mixture import load
     from daskgmm.labelling import write_samples
 
     gm = load(model)
     with workers_for(scheduler, workers, memory_limit):
-        write_samples(gm._family(), gm._parameters(), n_samples, seed, output, overwrite=overwrite)
+        write_samples(gm._fitted(), gm._parameters(), n_samples, seed, output, overwrite=overwrite)
     click.echo(f"{output}: {n_samples:,} samples of {gm.n_features_in_} features")
 
 
@@ -157,7 +157,7 @@ def show(model: str, as_json: bool) -> None:
 def _model_and_samples(
     model: str, store: str, array: str | None, variables: str | None, missing: str
 ) -> tuple[Any, Samples]:
-    from daskgmm.estimators.gaussian import load
+    from daskgmm.estimators.mixture import load
 
     gm = load(model).set_params(missing=missing)
     if array is None and variables is None and hasattr(gm, "feature_names_in_"):

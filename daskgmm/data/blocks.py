@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from daskgmm.families.coding import PLAIN, Coding
 from daskgmm.families.frame import Array
 
 Region = tuple[slice, ...]
@@ -85,10 +86,16 @@ class Samples:
     region_bytes: int = 0  # at most, of one read; decoded
     graph: Mapping[Any, Any] = field(default_factory=dict)  # of dask arrays, in place of the source
     kept: tuple[tuple[Any, Any], ...] = ()  # of each block, in place of both: a key, and the future of its pieces
+    coding: Coding = PLAIN  # what its values mean to the family
 
     @property
     def n(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def coded_dtype(self) -> np.dtype[Any]:
+        """Of the rows as the family sees them."""
+        return self.coding.encoded(np.zeros((1, self.n_features), self.dtype)).dtype
 
     def locate(self, position: int, feature: int | None = None) -> str:
         """Where the row at a position in the order of the blocks stands, in words."""
@@ -130,6 +137,11 @@ def refusal(where: str, value: float, remedy: str) -> ValueError:
     """The error that a value is not finite."""
     kind = "NaN" if np.isnan(value) else "infinity"
     return ValueError(f"Input X contains {kind}: {where} is {value}; {remedy}, or fill them in first")
+
+
+def outsider(where: str, value: float, coding: Coding) -> ValueError:
+    """The error that a value is not one that the family takes."""
+    return ValueError(f"Input X is {value:g} at {where}, but the mixture needs {coding.needs}: encode values as such")
 
 
 def region_size(region: Region) -> int:

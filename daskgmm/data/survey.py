@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.em.estep import Rows
+from daskgmm.families.coding import PLAIN, Coding
 from daskgmm.families.frame import Array
 
 
@@ -18,13 +19,14 @@ from daskgmm.families.frame import Array
 class Survey:
     """What the survey learns of some rows."""
 
-    n: int  # rows that are finite
+    n: int  # rows that can be used
     weight: float  # their total weight; n without weights
     low: Array  # (d,) range of those rows that weigh something
     high: Array  # (d,)
     sample: Array  # (m, d) the sampled ones of them, in the user's units
     sample_weight: Array  # (m,)
     bad: tuple[int, int, float] | None  # first value that is not finite: position of the row, feature, value
+    wrong: tuple[int, int, float] | None  # first finite one that the family does not take
     bad_weight: tuple[int, float] | None  # first weight that is negative or not finite
 
     @property
@@ -43,6 +45,7 @@ def merge(surveys: Sequence[Survey]) -> Survey:
         np.concatenate([s.sample for s in surveys]),
         np.concatenate([s.sample_weight for s in surveys]),
         min((s.bad for s in surveys if s.bad), default=None),
+        min((s.wrong for s in surveys if s.wrong), default=None),
         min((s.bad_weight for s in surveys if s.bad_weight), default=None),
     )
 
@@ -57,26 +60,28 @@ def draw(samples: Samples, size: int, rng: np.random.RandomState) -> list[npt.ND
     return np.split(positions, np.searchsorted(positions, [block.start for block in samples.blocks[1:]]))
 
 
-def survey_block(block: Block, pieces: Iterator[Rows], positions: npt.NDArray[np.int64]) -> Survey:
+def survey_block(
+    block: Block, pieces: Iterator[Rows], positions: npt.NDArray[np.int64], coding: Coding = PLAIN
+) -> Survey:
     """Survey one block; ``positions`` of the rows to sample."""
     found = []
     start = block.start
     for x, weights in pieces:
         inside = positions[(positions >= start) & (positions < start + len(x))] - start
-        found.append(_survey(x, weights, inside, start))
+        found.append(_survey(x, weights, inside, start, coding))
         start += len(x)
     return merge(found)
 
 
-def _survey(x: npt.NDArray[Any], weights: Array | None, inside: npt.NDArray[np.int64], start: int) -> Survey:
+def _survey(
+    x: npt.NDArray[Any], weights: Array | None, inside: npt.NDArray[np.int64], start: int, coding: Coding
+) -> Survey:
     w = np.ones(len(x)) if weights is None else weights.astype(np.float64)
     finite = np.isfinite(x)
-    good = finite.all(axis=1)
-    bad = None
-    if not good.all():
-        row = int(np.argmin(good))
-        feature = int(np.argmin(finite[row]))
-        bad = (start + row, feature, float(x[row, feature]))
+    good = coding.usable(finite)
+    outside = coding.outside(x)
+    bad = None if coding.skips else _first(~finite, x, start)
+    wrong = None if outside is None else _first(outside, x, start)
     bad_weight = None
     if not (w_good := np.isfinite(w) & (w >= 0)).all():
         row = int(np.argmin(w_good))
@@ -88,10 +93,19 @@ def _survey(x: npt.NDArray[Any], weights: Array | None, inside: npt.NDArray[np.i
     return Survey(
         int(used.sum()),
         float(w[used].sum()),
-        kept.min(axis=0).astype(np.float64) if len(kept) else np.full(d, np.inf),
-        kept.max(axis=0).astype(np.float64) if len(kept) else np.full(d, -np.inf),
+        np.fmin.reduce(kept, axis=0).astype(np.float64) if len(kept) else np.full(d, np.inf),
+        np.fmax.reduce(kept, axis=0).astype(np.float64) if len(kept) else np.full(d, -np.inf),
         x[inside].astype(np.float64),
         w[inside],
         bad,
+        wrong,
         bad_weight,
     )
+
+
+def _first(mask: npt.NDArray[np.bool_], x: npt.NDArray[Any], start: int) -> tuple[int, int, float] | None:
+    """The first value that is marked: position of its row, feature and itself."""
+    if not mask.any():
+        return None
+    row, feature = np.argwhere(mask)[0].tolist()
+    return start + row, feature, float(x[row, feature])

@@ -18,6 +18,7 @@ from daskgmm.em.prepared import DOUBLE, LARGEST_TILE, LEAST, Precision, Prepared
 from daskgmm.em.softmax import normalize
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
+from daskgmm.families.coding import PLAIN, Coding
 from daskgmm.families.frame import Array, Frame
 
 _STRIP_VALUES = 2**17  # 1 MiB as float64: what is converted at a time
@@ -84,7 +85,7 @@ def start_statistics(
     respond: Callable[[Array], Array],
 ) -> tuple[Stats, ...]:
     """Moments under responsibilities that no model gave: ``respond`` maps z (d, n) to (k, n)."""
-    total = np.zeros((len(blank.means), 1 + blank.means.shape[1] + len(blank.products[0])))
+    total = np.zeros((len(blank.means), 1 + len(blank.frame.shift) + len(blank.products[0])))
     n = 0
     for z, w in framed(pieces, blank.frame):
         total += soft_moments(z, respond(z) if w is None else respond(z) * w, blank)
@@ -102,23 +103,32 @@ def soft_moments(z: Array, resp: Array, blank: Components) -> Array:
         gammas = resp[k, held]
         deviation = z[:, held] - centre[:, None]
         weighted = deviation * gammas
-        second = np.einsum("dn,dn->d", weighted, deviation) if blank.factors.ndim == 2 else weighted @ deviation.T
         moments[k, 0] = gammas.sum()
         moments[k, 1 : 1 + len(z)] = weighted.sum(axis=1)
-        moments[k, 1 + len(z) :] = second if blank.factors.ndim == 2 else second[left, right]
+        if len(left):
+            second = np.einsum("dn,dn->d", weighted, deviation) if blank.factors.ndim == 2 else weighted @ deviation.T
+            moments[k, 1 + len(z) :] = second if blank.factors.ndim == 2 else second[left, right]
     return moments
 
 
-def log_joint_of(x: npt.NDArray[np.generic], model: Components, least: float = 0.0) -> Iterator[tuple[slice, Array]]:
+def log_joint_of(
+    x: npt.NDArray[np.generic], model: Components, least: float = 0.0, coding: Coding = PLAIN
+) -> Iterator[tuple[slice, Array]]:
     """Tile by tile, log weight + log p(x | k): (k, n), for each row of x (n, d) in the model's own units.
 
-    Distances are taken to each component's own mean: exact for rows however far, seen before or not. Responsibilities
-    below the least that counts may come out larger than they are, but below it.
+    By a product with φ where that is linear, and loses nothing. Elsewhere distances are taken to each component's own
+    mean: exact for rows however far, seen before or not. Responsibilities below the least that counts may come out
+    larger than they are, but below it.
     """
     cut = -np.log(least) if least else np.inf
-    components = direct([model], np.arange(len(model.means)), DOUBLE)
-    for at in _spans(len(x), tile_rows(x.shape[1])):
-        yield at, kernel.log_joint(np.ascontiguousarray(x[at], dtype=np.float64), components, cut)
+    width = len(model.frame.shift)
+    components = None if model.linear else direct([model], np.arange(len(model.means)), DOUBLE)
+    for at in _spans(len(x), tile_rows(width)):
+        rows = np.ascontiguousarray(coding.encoded(x[at]), dtype=np.float64)
+        if components is None:
+            yield at, model.theta[:, 1:] @ rows.T + model.theta[:, :1]
+        else:
+            yield at, kernel.log_joint(rows, components, cut)
 
 
 def compile_statistics(
@@ -128,12 +138,12 @@ def compile_statistics(
 
     For rows ``stored`` in some precision.
     """
-    statistics([(np.zeros((1, models[0].means.shape[1]), stored), None)], models, dtypes)
+    statistics([(np.zeros((1, len(models[0].frame.shift)), stored), None)], models, dtypes)
 
 
 def compile_prediction(model: Components) -> None:
     """The same, for what a model says of rows."""
-    for _, log_joint in log_joint_of(np.zeros((1, model.means.shape[1])), model):
+    for _, log_joint in log_joint_of(np.zeros((1, len(model.frame.shift))), model):
         log_densities(log_joint)
 
 
@@ -169,6 +179,17 @@ def framed(pieces: Iterable[Rows], frame: Frame) -> Iterator[tuple[Array, Array 
             if weights is not None:
                 good &= w > 0
             yield frame.apply(strip[good]), None if weights is None else w[good]
+
+
+def coded(pieces: Iterable[Rows], coding: Coding) -> Iterable[Rows]:
+    """The rows as the columns of which φ is made, where these are others: some at a time, as they may be many more."""
+    return pieces if coding.plain else _coded(pieces, coding)
+
+
+def _coded(pieces: Iterable[Rows], coding: Coding) -> Iterator[Rows]:
+    for x, weights in pieces:
+        for at in _spans(len(x), max(LARGEST_TILE, _STRIP_VALUES // coding.width(x.shape[1]))):
+            yield coding.encoded(x[at]), None if weights is None else weights[at]
 
 
 def strips(x: npt.NDArray[np.generic], weights: Array | None) -> Iterator[tuple[Array, Array]]:

@@ -141,7 +141,7 @@ class EM:
         counts = stats.moments[:, 0]
         log_likelihood = stats.log_likelihood / stats.weight
         lower_bound = log_likelihood + self.family.log_prior(state.parameters, self.frame) / stats.weight
-        dead = np.flatnonzero(counts < _DEAD * stats.weight).tolist()
+        dead = np.flatnonzero(counts < _DEAD * stats.weight).tolist() if self.family.reseeds else []
         if state.plain is not None and (dead or not lower_bound >= state.lower_bound):  # extrapolated too far
             return replace(state.plain, n_iter=state.n_iter + 1, mixing=state.mixing.failed()), []
         if not (np.isfinite(lower_bound) and np.isfinite(stats.moments).all()):
@@ -193,7 +193,7 @@ class EM:
         if extrapolated is None:
             return plain
         candidate, mixing = extrapolated
-        moments = candidate.reshape(image.shape)
+        moments = self.family.inside(candidate.reshape(image.shape), image)
         if not (moments[:, 0] > 0).all():
             return replace(plain, mixing=mixing.failed())
         try:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +21,7 @@ from daskgmm.data.blocks import Samples
 from daskgmm.data.open import open_samples
 from daskgmm.em.loop import Info
 from daskgmm.families.base import Components
+from daskgmm.families.coding import Coding
 from daskgmm.progress import ProgressBar
 
 
@@ -39,6 +41,10 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     @abstractmethod
     def _components(self) -> Components:
         """The fitted components, in the user's units."""
+
+    @abstractmethod
+    def _coding(self) -> Coding:
+        """What values of samples mean to them."""
 
     @abstractmethod
     def _n_parameters(self) -> int:
@@ -129,7 +135,7 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Score, BIC, AIC and ICL, and the number of samples they are of, from one pass."""
         check_is_fitted(self)
         outputs = (prediction.LOG_DENSITY, prediction.LOG_CERTAINTY)
-        (log_density, log_certainty), n = prediction.totals(self._open(X), self._components(), outputs, self.missing)
+        (log_density, log_certainty), n = prediction.totals(self._coded(X), self._components(), outputs, self.missing)
         found = criteria(log_density, log_certainty, self._n_parameters(), n)
         return {"score": log_density / n, **found, "n_samples": n}
 
@@ -185,9 +191,13 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             )
         return samples
 
+    def _coded(self, X: Any) -> Samples:
+        """X as samples, whose values mean what they mean to the components."""
+        return replace(self._open(X), coding=self._coding())
+
     def _rows(self, X: Any, output: prediction.Output) -> Any:
         check_is_fitted(self)
-        samples = self._open(X)
+        samples = self._coded(X)
         result = prediction.predict(samples, self._components(), output, self.missing)
         if samples.coords is None:
             return result

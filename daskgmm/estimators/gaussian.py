@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
-import warnings
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from dataclasses import fields
+from numbers import Real
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 
-from daskgmm import persistence
-from daskgmm.climbing import OPTIONS, Options
-from daskgmm.data.blocks import Samples
 from daskgmm.em.loop import Info
-from daskgmm.estimators.base import BaseMixture
-from daskgmm.families.components import GaussianComponents
+from daskgmm.estimators.mixture import CONSTRAINTS, EMMixture
 from daskgmm.families.covariance import MODELS
-from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.families.prior import Prior
-from daskgmm.fitting import Candidate, Fit, fit_mixture
-from daskgmm.seeding import Start
+from daskgmm.fitting import Fit
+from daskgmm.seeding import Start, given, shaped
+
+_SHAPES = {  # of covariances that are not whole
+    "tied": ("feature", "feature_"),
+    "diag": ("component", "feature"),
+    "spherical": ("component",),
+}
 
 
-class GaussianMixture(BaseMixture):
+class GaussianMixture(EMMixture):
     """Gaussian mixture by EM, on data of any size.
 
     The interface is that of :class:`sklearn.mixture.GaussianMixture`. Rows never leave where they are: each
@@ -124,26 +120,11 @@ class GaussianMixture(BaseMixture):
     """
 
     _parameter_constraints = {  # noqa: RUF012
-        "n_components": [Interval(Integral, 1, None, closed="left")],
+        **CONSTRAINTS,
         "covariance_type": [StrOptions(set(MODELS))],
-        "tol": [Interval(Real, 0.0, None, closed="left")],
         "reg_covar": [Interval(Real, 0.0, None, closed="left")],
         "prior": [Prior, StrOptions({"default"}), None],
-        "max_iter": [Interval(Integral, 0, None, closed="left")],
-        "n_init": [Interval(Integral, 1, None, closed="left")],
-        "init_params": [StrOptions({"kmeans", "random", "random_from_data", "k-means++"})],
-        "weights_init": ["array-like", None],
-        "means_init": ["array-like", None],
         "precisions_init": ["array-like", None],
-        "random_state": ["random_state"],
-        "warm_start": ["boolean"],
-        "verbose": ["verbose"],
-        "verbose_interval": [Interval(Integral, 1, None, closed="left")],
-        "accelerate": ["boolean"],
-        "subsample": [Interval(Integral, 1, None, closed="left"), None],
-        "missing": [StrOptions({"raise", "drop", "fill"})],
-        "persist": ["boolean", StrOptions({"auto"})],
-        "callbacks": ["array-like"],
     }
 
     def __init__(
@@ -191,25 +172,33 @@ class GaussianMixture(BaseMixture):
         self.persist = persist
         self.callbacks = callbacks
 
-    def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
-        fit = fit_mixture(samples, self._candidate(samples.n_features), check_random_state(self.random_state), watch)
-        if self.max_iter and not fit.state.converged:
-            warnings.warn(
-                f"EM did not converge in {fit.state.n_iter} passes: raise max_iter or tol, or go on from here with "
-                "warm_start=True",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
-        self._set(fit)
+    def _given(self, k: int, d: int) -> Start:
+        """The start that the user gives.
 
-    def _candidate(self, d: int) -> Candidate:
-        """What is to be fitted to rows of d features."""
-        family, k = self._family(), self.n_components
-        known = Start.given(family, k, d, self.weights_init, self.means_init, self.precisions_init)
-        if self.warm_start and hasattr(self, "converged_"):
-            known = self._last(k, d)
-        prior = Prior() if isinstance(self.prior, str) else self.prior
-        return Candidate(family, Options(**{name: getattr(self, name) for name in OPTIONS}), known, prior)
+        Raises
+        ------
+        ValueError
+            A shape is wrong, the weights do not sum to one, or a precision is not positive definite.
+        """
+        known = given(k, d, self.weights_init, self.means_init)
+        if self.precisions_init is not None:
+            family, model = self._family(), self._family().model
+            name = f"{model.name} precision"
+            precisions = shaped(name, self.precisions_init, model.shape(k, d))
+            symmetric = model.diagonal or np.allclose(precisions, np.swapaxes(precisions, -1, -2))
+            try:
+                known["covariances"], known["factors"] = family.from_precisions(model.expand(precisions, k, d))
+            except np.linalg.LinAlgError:
+                symmetric = False
+            if not symmetric:
+                kind = "positive" if model.diagonal else "symmetric, positive-definite"
+                raise ValueError(f"'{name}' should be {kind}")
+            if not model.holds(precisions, k, d):
+                raise ValueError(
+                    f"'{name}' should be {model.form}, as the model has no others: give such ones, or choose a freer "
+                    "covariance_type"
+                )
+        return Start(known, GaussianParameters(**known) if len(known) == len(fields(GaussianParameters)) else None)
 
     def _last(self, k: int, d: int) -> Start:
         """The last fit's solution, to go on from."""
@@ -220,55 +209,33 @@ class GaussianMixture(BaseMixture):
                 f"the last fit's means {shapes[0]} and covariances {shapes[1]} are not of {k} components in {d} "
                 f"features with covariance_type={self.covariance_type!r}: set warm_start=False to start anew"
             )
-        last = self._parameters()
-        return Start(last.weights, last.means, last.covariances, last.factors, self.lower_bound_)
+        return Start(complete=self._parameters(), previous_bound=self.lower_bound_)
 
-    def _set(self, fit: Fit) -> None:
-        compact = self._family().model.compact
-        parameters = fit.parameters
+    def _keep(self, fit: Fit) -> None:
+        compact, parameters = self._family().model.compact, fit.parameters
         self.weights_ = parameters.weights
         self.means_ = parameters.means
         self.covariances_ = compact(parameters.covariances)
         self.precisions_cholesky_ = compact(parameters.factors)
         self.precisions_ = compact(self._family().precisions(parameters.factors))
-        self.converged_ = fit.state.converged
-        self.n_iter_ = fit.state.n_iter
-        self.lower_bound_ = fit.state.lower_bound
-        self.lower_bounds_ = list(fit.state.lower_bounds)
-        self.n_passes_ = fit.n_passes
-        self.n_samples_ = fit.survey.n
-        self.history_ = fit.history
-
-    def sample(self, n_samples: int = 1) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
-        """Draw samples from the mixture.
-
-        Returns
-        -------
-        X : ndarray (n_samples, n_features)
-        y : ndarray (n_samples,)
-            The component of each, in order.
-        """
-        check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
-        return self._family().sample(self._parameters(), n_samples, check_random_state(self.random_state))
 
     @classmethod
     def from_xarray(cls, ds: Any) -> Self:
         """The model that a Dataset made by `to_xarray` describes."""
-        params = json.loads(ds.attrs["params"])
-        if isinstance(prior := params.get("prior"), dict):
-            params["prior"] = Prior(**prior)
-        model = cls(**params)
-        persistence.restore(model, ds)
+        model = super().from_xarray(ds)
         model.precisions_ = model._family().model.compact(model._family().precisions(model._parameters().factors))
         return model
 
-    def _family(self) -> Gaussian:
-        return Gaussian(MODELS[self.covariance_type], self.reg_covar)
+    def _saved(self) -> dict[str, tuple[str, ...]]:
+        dims = _SHAPES.get(self.covariance_type, ("component", "feature", "feature_"))
+        return {"means": ("component", "feature"), "covariances": dims, "precisions_cholesky": dims}
 
-    def _n_parameters(self) -> int:
-        return self._family().n_parameters(*self.means_.shape)
+    def _objective(self) -> str:
+        return "log-likelihood" if self.prior is None else "log-posterior"
+
+    def _family(self) -> Gaussian:
+        prior = Prior() if isinstance(self.prior, str) else self.prior
+        return Gaussian(MODELS[self.covariance_type], self.reg_covar, prior)
 
     def _parameters(self) -> GaussianParameters:
         """The fitted parameters, about the origin."""
@@ -279,17 +246,3 @@ class GaussianMixture(BaseMixture):
             expand(self.covariances_, k, d),
             expand(self.precisions_cholesky_, k, d),
         )
-
-    def _components(self) -> GaussianComponents:
-        return self._family().components(self._parameters(), Frame.identity(self.means_.shape[1]))
-
-
-def load(path: str | os.PathLike[str]) -> GaussianMixture:
-    """Read a model that `GaussianMixture.save` wrote.
-
-    Raises
-    ------
-    ValueError
-        There is no model, or not one that this version can read.
-    """
-    return GaussianMixture.from_xarray(persistence.read(path))

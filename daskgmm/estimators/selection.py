@@ -20,6 +20,7 @@ from daskgmm.em.loop import Info
 from daskgmm.estimators.base import BaseMixture, criteria
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.families.base import Components
+from daskgmm.families.coding import Coding
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.prior import Prior
 from daskgmm.fitting import Fit, fit_mixtures
@@ -184,6 +185,9 @@ class GaussianMixtureIC(BaseMixture):
         for value in (value for value in ks if not isinstance(value, Integral) or value < 1):
             raise ValueError(f"n_components {value!r} is not a number of components: give integers from 1 on")
         return names, ks
+
+    def _coding(self) -> Coding:
+        return self.best_estimator_._coding()
 
     def _components(self) -> Components:
         return self.best_estimator_._components()

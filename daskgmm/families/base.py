@@ -9,11 +9,12 @@ narrow for that (`Components.tight`) is treated about its own mean instead, unde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from daskgmm.families.coding import Coding
 from daskgmm.families.frame import Array, Frame
 
 
@@ -64,6 +65,10 @@ class Components(Protocol):
         """(k, d): what the moments are about; the origin but for tight components."""
 
     @property
+    def linear(self) -> bool:
+        """Is φ only 1 and z, so that a product with it loses nothing?"""
+
+    @property
     def lean(self) -> bool:
         """Is the quadratic part of θ the same for all components, so that Σφ of it can be summed for all at once?"""
 
@@ -81,6 +86,35 @@ class Components(Protocol):
 class Family(Protocol):
     """What one component is."""
 
+    @property
+    def coding(self) -> Coding:
+        """What values it takes, and the columns of which φ is made."""
+
+    @property
+    def bounded(self) -> bool:
+        """Is there a likeliest mixture? Without a prior, a narrow Gaussian is as likely as one likes."""
+
+    @property
+    def reseeds(self) -> bool:
+        """Is a component that lost its rows one too few, that starts again, or one too many, that stays empty?"""
+
+    def informed(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
+        """The family once it knows weighted rows (m, d), and the range (d,) of all, in the user's units.
+
+        Raises
+        ------
+        ValueError
+            What the user asks does not fit the rows.
+        """
+
+    def check(self, rows: Array, low: Array, high: Array, k: int, names: Sequence[str]) -> None:
+        """Refuse rows to which k components cannot be fitted; warn where they hardly can.
+
+        Raises
+        ------
+        ValueError
+        """
+
     def frame(self, sample: Array, low: Array, high: Array) -> Frame:
         """Where sums over rows like those of the sample (m, d), inside the box low ≤ x ≤ high, are well conditioned."""
 
@@ -95,6 +129,9 @@ class Family(Protocol):
 
         Or, under a prior, that have the greatest posterior density.
         """
+
+    def inside(self, moments: Array, image: Array) -> Array:
+        """Extrapolated moments (k, p), held back from where EM's own, the image, could not go."""
 
     def log_prior(self, parameters: Any, frame: Frame) -> float:
         """The logarithm of the prior density that `maximize` counts in, but for a constant; without a prior 0."""

@@ -74,6 +74,10 @@ class GaussianComponents(ABC):
         return bool((self._reach**2 * np.finfo(np.float32).eps <= _COARSE).all()) and not self.tight.any()
 
     @property
+    def linear(self) -> bool:
+        return False
+
+    @property
     def lean(self) -> bool:
         return self.pooled and not self.tight.any()
 

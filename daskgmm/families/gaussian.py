@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import xlogy
 
+from daskgmm.families.coding import PLAIN, Coding
 from daskgmm.families.components import DenseComponents, DiagonalComponents, GaussianComponents
 from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
-from daskgmm.families.prior import Conjugate
+from daskgmm.families.prior import Conjugate, Prior
 
 
 class CollapsedComponentError(ValueError):
@@ -44,13 +47,45 @@ class Gaussian:
         Added to the diagonal of every component's scatter before the model is fitted to it, in the squared units of
         the data. So what the model's covariances have in common, they have with it, and the M-step maximizes the
         likelihood less ½ reg_covar Σ n_k tr Σ_k⁻¹. Models that average scatters do not tell before from after.
-    prior : Conjugate, optional
-        The M-step maximizes the posterior density.
+    prior : Prior or Conjugate, optional
+        The M-step maximizes the posterior density; a `Prior` is to be `informed` first.
     """
 
     model: CovarianceModel
     reg_covar: float = 0.0
-    prior: Conjugate | None = None
+    prior: Prior | Conjugate | None = None
+    coding: ClassVar[Coding] = PLAIN
+    reseeds: ClassVar[bool] = True
+
+    @property
+    def bounded(self) -> bool:
+        return self.prior is not None
+
+    def informed(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
+        if not isinstance(self.prior, Prior):
+            return self
+        return replace(self, prior=self.prior.informed(self.model, rows, weights, k))
+
+    def check(self, rows: Array, low: Array, high: Array, k: int, names: Sequence[str]) -> None:
+        """Refuse duplicates of too few rows, and constant features, with neither ``reg_covar`` nor prior."""
+        decides = "the prior" if self.bounded else f"reg_covar={self.reg_covar}"
+        singular = self.reg_covar == 0 and not self.bounded
+        for size in (1000, len(rows)):  # duplicates are rare: a few rows mostly tell
+            distinct = len(np.unique(rows[:size], axis=0))
+            if distinct >= k:
+                break
+        else:
+            fact = f"only {distinct} of {len(rows)} sampled rows are distinct, fewer than n_components={k}"
+            if singular:
+                raise ValueError(f"{fact}: lower n_components, set reg_covar above zero or prior='default'")
+            warnings.warn(f"{fact}, and {decides} alone decides their density: lower n_components", stacklevel=2)
+        constant = [name for name, equal in zip(names, low == high, strict=True) if equal]
+        if constant:
+            more = " …" if len(constant) > 5 else ""
+            fact = f"feature {', '.join(constant[:5])}{more} is constant, so its variance is zero"
+            if singular:
+                raise ValueError(f"{fact}: drop it, or set reg_covar above zero")
+            warnings.warn(f"{fact}, and {decides} alone decides its density: drop it", stacklevel=2)
 
     def frame(self, sample: Array, low: Array, high: Array) -> Frame:
         """Whitened where the whole scatter is needed; not turned at all where one scatter is, and scales will do."""
@@ -85,7 +120,7 @@ class Gaussian:
         frame = components.frame
         held, delta, observed = components.averages(moments)  # in the frame
         weights, counts = held, held
-        if self.prior is not None:
+        if isinstance(self.prior, Conjugate):
             weights = held + self.prior.weight_concentration - 1
             counts, delta, observed = self._with_prior(self.prior, components, held, delta, observed)
         if self.model.linear:  # the M-step is the same in the frame, where rounding does less harm
@@ -116,7 +151,7 @@ class Gaussian:
     def log_prior(self, parameters: GaussianParameters, frame: Frame) -> float:
         """The logarithm of the prior density of parameters about the frame's shift, but for a constant."""
         prior, k = self.prior, len(parameters.weights)
-        if prior is None:
+        if not isinstance(prior, Conjugate):
             return 0.0
         gap = parameters.means - (prior.mean - frame.shift)
         squares = prior.squares(k) + prior.shrinkage * self.algebra.squares(gap)
@@ -152,6 +187,9 @@ class Gaussian:
         d = len(frame.shift)
         factors = np.zeros((k, d) if self.model.diagonal else (k, d, d))
         return self.algebra(np.zeros(k), np.zeros((k, d)), factors, replace(frame, radius=0.0))
+
+    def inside(self, moments: Array, image: Array) -> Array:
+        return moments
 
     def reseed(self, alive: GaussianParameters, dead: Sequence[int], rows: Array) -> GaussianParameters:
         """Add to the components ``alive`` new ones at the indices ``dead``, each on one of ``rows``.

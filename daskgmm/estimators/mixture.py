@@ -1,0 +1,168 @@
+"""What all mixtures that EM fits share, whatever their family."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from daskgmm import persistence
+from daskgmm.climbing import OPTIONS, Options
+from daskgmm.data.blocks import Samples
+from daskgmm.em.loop import Info
+from daskgmm.estimators.base import BaseMixture
+from daskgmm.families.base import Components
+from daskgmm.families.coding import Coding
+from daskgmm.families.frame import Frame
+from daskgmm.fitting import Candidate, Fit, fit_mixture
+from daskgmm.seeding import Start
+
+CONSTRAINTS: dict[str, list[Any]] = {
+    "n_components": [Interval(Integral, 1, None, closed="left")],
+    "tol": [Interval(Real, 0.0, None, closed="left")],
+    "max_iter": [Interval(Integral, 0, None, closed="left")],
+    "n_init": [Interval(Integral, 1, None, closed="left")],
+    "init_params": [StrOptions({"kmeans", "random", "random_from_data", "k-means++"})],
+    "weights_init": ["array-like", None],
+    "means_init": ["array-like", None],
+    "random_state": ["random_state"],
+    "warm_start": ["boolean"],
+    "verbose": ["verbose"],
+    "verbose_interval": [Interval(Integral, 1, None, closed="left")],
+    "accelerate": ["boolean"],
+    "subsample": [Interval(Integral, 1, None, closed="left"), None],
+    "missing": [StrOptions({"raise", "drop", "fill"})],
+    "persist": ["boolean", StrOptions({"auto"})],
+    "callbacks": ["array-like"],
+}
+
+
+class EMMixture(BaseMixture):
+    """One mixture, fitted by EM from the best of its starts."""
+
+    n_components: int
+    tol: float
+    max_iter: int
+    random_state: Any
+    warm_start: bool
+
+    @abstractmethod
+    def _family(self) -> Any:
+        """The family, as the user asks for it."""
+
+    def _fitted(self) -> Any:
+        """The family, with what the fit has learnt of the data."""
+        return self._family()
+
+    @abstractmethod
+    def _given(self, k: int, d: int) -> Start:
+        """The start that the user gives, checked."""
+
+    @abstractmethod
+    def _last(self, k: int, d: int) -> Start:
+        """The last fit's solution, to go on from."""
+
+    @abstractmethod
+    def _parameters(self) -> Any:
+        """The fitted parameters, about the origin."""
+
+    @abstractmethod
+    def _keep(self, fit: Fit) -> None:
+        """Set the attributes that hold the fitted parameters."""
+
+    @abstractmethod
+    def _saved(self) -> dict[str, tuple[str, ...]]:
+        """Those of the attributes that are saved beside ``weights_``, without their underscore, and their dims."""
+
+    def _adjective(self) -> str:
+        """What kind of mixture it is."""
+        return type(self).__name__.removesuffix("Mixture")
+
+    @abstractmethod
+    def _objective(self) -> str:
+        """What the lower bound is of a sample, in words."""
+
+    def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
+        fit = fit_mixture(samples, self._candidate(samples.n_features), check_random_state(self.random_state), watch)
+        if self.max_iter and not fit.state.converged:
+            warnings.warn(
+                f"EM did not converge in {fit.state.n_iter} passes: raise max_iter or tol, or go on from here with "
+                "warm_start=True",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        self._set(fit)
+
+    def _candidate(self, d: int) -> Candidate:
+        """What is to be fitted to rows of d features."""
+        k = self.n_components
+        known = self._last(k, d) if self.warm_start and hasattr(self, "converged_") else self._given(k, d)
+        return Candidate(self._family(), Options(**{name: getattr(self, name) for name in OPTIONS}), known)
+
+    def _set(self, fit: Fit) -> None:
+        self._keep(fit)
+        self.converged_ = fit.state.converged
+        self.n_iter_ = fit.state.n_iter
+        self.lower_bound_ = fit.state.lower_bound
+        self.lower_bounds_ = list(fit.state.lower_bounds)
+        self.n_passes_ = fit.n_passes
+        self.n_samples_ = fit.survey.n
+        self.history_ = fit.history
+
+    def sample(self, n_samples: int = 1) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+        """Draw samples from the mixture.
+
+        Returns
+        -------
+        X : ndarray (n_samples, n_features)
+        y : ndarray (n_samples,)
+            The component of each, in order.
+        """
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples} . The sampling requires at least one sample.")
+        return self._fitted().sample(self._parameters(), n_samples, check_random_state(self.random_state))
+
+    @classmethod
+    def from_xarray(cls, ds: Any) -> Self:
+        """The model that a Dataset made by `to_xarray` describes."""
+        model = cls(**persistence.params(ds))
+        persistence.restore(model, ds)
+        return model
+
+    def _coding(self) -> Coding:
+        return self._fitted().coding
+
+    def _n_parameters(self) -> int:
+        return self._fitted().n_parameters(self.n_components, self.n_features_in_)
+
+    def _components(self) -> Components:
+        family = self._fitted()
+        return family.components(self._parameters(), Frame.identity(family.coding.width(self.n_features_in_)))
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Read a model that `save` wrote: a fitted estimator of the class that wrote it.
+
+    Raises
+    ------
+    ValueError
+        There is no model, or not one that this version can read.
+    """
+    import daskgmm
+
+    ds = persistence.read(path)
+    name = ds.attrs["family"]
+    if name not in daskgmm.MIXTURES:
+        raise ValueError(f"{os.fspath(path)!r} holds a {name}, which is not known here: use the version that wrote it")
+    return getattr(daskgmm, name).from_xarray(ds)
