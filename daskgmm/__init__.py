@@ -14,17 +14,28 @@ from daskgmm.families import PRODUCTS
 if TYPE_CHECKING:
     from daskgmm.data.open import open_samples
     from daskgmm.em.loop import Info
+    from daskgmm.estimators.bayesian import BayesianGaussianMixture
     from daskgmm.estimators.gaussian import GaussianMixture
     from daskgmm.estimators.mixture import load
     from daskgmm.estimators.selection import GaussianMixtureIC
     from daskgmm.families.prior import Prior
 
 _PRODUCTS = {f"{family}Mixture": module for module, family in PRODUCTS.items()}
-MIXTURES = ("GaussianMixture", *_PRODUCTS)
+MIXTURES = ("GaussianMixture", "BayesianGaussianMixture", *_PRODUCTS)
 
-__all__ = [*_PRODUCTS, "GaussianMixture", "GaussianMixtureIC", "Info", "Prior", "load", "open_samples"]
+__all__ = [
+    *_PRODUCTS,
+    "BayesianGaussianMixture",
+    "GaussianMixture",
+    "GaussianMixtureIC",
+    "Info",
+    "Prior",
+    "load",
+    "open_samples",
+]
 
 _HOMES = {
+    "BayesianGaussianMixture": "daskgmm.estimators.bayesian",
     "GaussianMixture": "daskgmm.estimators.gaussian",
     "GaussianMixtureIC": "daskgmm.estimators.selection",
     "load": "daskgmm.estimators.mixture",

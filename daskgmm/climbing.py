@@ -102,9 +102,9 @@ def climb(
 def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Callable[[Info], None]) -> EMState:
     """The state after all moves that make it better; on sampled rows, by more than the standard error of the gain.
 
-    None that leaves a component on fewer rows than it has parameters, unless one was on as few: on next to no rows it
-    is as likely as one likes (McLachlan & Peel 2000, Finite Mixture Models). The error is of differences row by row:
-    Vuong 1989, Likelihood Ratio Tests for Model Selection, Econometrica 57.
+    Where there is no likeliest mixture, none that leaves a component on fewer rows than it has parameters, unless one
+    was on as few: on next to no rows it is as likely as one likes (McLachlan & Peel 2000, Finite Mixture Models). The
+    error is of differences row by row: Vuong 1989, Likelihood Ratio Tests for Model Selection, Econometrica 57.
     """
     weights, identity = part.sample_weight, Frame.identity(part.sample.shape[1])
     centred = _in_memory(replace(part, sample=part.sample - em.frame.shift))
@@ -127,7 +127,7 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
                 (moved,) = em.run([candidate], one_pass, on_info)
             except ValueError:  # collapsed: the state has not
                 continue
-            if rows_of_least(moved) < min(fewest, rows_of_least(state)):
+            if not em.family.bounded and rows_of_least(moved) < min(fewest, rows_of_least(state)):
                 continue
             after = log_densities(moved.parameters)
             gains = after - before

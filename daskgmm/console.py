@@ -54,10 +54,11 @@ def where_options(command: F) -> F:
 
 missing_option = click.option(
     "--missing",
-    type=click.Choice(["raise", "drop", "fill"]),
+    type=click.Choice(["raise", "drop", "skip", "fill"]),
     default="raise",
     show_default=True,
-    help="Rows with NaN or infinity: refuse or leave out. fill: chunks that the store lacks hold its fill value.",
+    help="NaN or infinity: refuse it, leave out its row, or only itself (Bernoulli, categorical, Poisson). "
+    "fill: chunks that the store lacks hold its fill value.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what daskgmm wrote at the output before.")

@@ -35,8 +35,9 @@ def to_dataset(model: Any) -> xr.Dataset:
         "n_passes": int(model.n_passes_),
         "n_samples": int(model.n_samples_),
         "lower_bound": float(model.lower_bound_),
+        **model._learned(),
     }
-    variables = {name: (dims, getattr(model, f"{name}_")) for name, dims in model._saved().items()}
+    variables = {name: (dims, np.asarray(getattr(model, f"{name}_"))) for name, dims in model._saved().items()}
     ds = xr.Dataset(
         {
             "weights": ("component", model.weights_, {"long_name": "mixing weight"}),
@@ -57,6 +58,14 @@ def to_dataset(model: Any) -> xr.Dataset:
             "source": f"daskgmm {version('daskgmm')}",
         },
     )
+    if "level" in ds.dims:
+        known = zip(features, model.categories_, strict=True)
+        levels = [
+            f"{name}={level:g}" if some.dtype.kind == "f" else f"{name}={level}"
+            for name, some in known
+            for level in some
+        ]
+        ds = ds.assign_coords(level=("level", np.array(levels, dtype=object)))
     return ds.assign_coords(feature_=("feature_", features)) if "feature_" in ds.dims else ds
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 import zarr
 from click.testing import CliRunner
 
-from daskgmm import GaussianMixture, load
+from daskgmm import BayesianGaussianMixture, BernoulliMixture, GaussianMixture, load
 from daskgmm.cli import main
 
 LOCAL = ["--workers", "0"]
@@ -95,6 +95,37 @@ def test_samples_have_the_model_s_moments_on_any_number_of_workers(data):
     assert np.mean(one.component.values[:-1] == one.component.values[1:]) < 0.6  # not sorted
 
 
+def test_other_families(data, tmp_path):
+    """Fitted, shown, scored, predicted and drawn from, as the estimators do; their own defaults where none is given."""
+    rng = np.random.default_rng(0)
+    answers = (rng.random((3000, 6)) < np.where(np.arange(3000)[:, None] % 3, 0.2, 0.9)).astype(float)
+    answers[rng.random(answers.shape) < 0.1] = np.nan
+    zarr.create_array(tmp_path / "a.zarr", data=answers, chunks=(500, 6))
+    fit = ("fit", tmp_path / "a.zarr", "--family", "bernoulli", "--components", 2, "--missing", "skip", "--alpha", 0.5)
+    assert run(*fit, "--output", tmp_path / "b.zarr", *LOCAL).exit_code == 0
+    expected = BernoulliMixture(2, alpha=0.5, missing="skip", random_state=0).fit(zarr.open(tmp_path / "a.zarr"))
+    model = load(tmp_path / "b.zarr")
+    np.testing.assert_array_equal(model.means_, expected.means_)
+    assert "Bernoulli mixture of 2 components" in run("show", tmp_path / "b.zarr").stdout
+    assert json.loads(run("show", tmp_path / "b.zarr", "--json").stdout)["means"] == expected.means_.tolist()
+    args = ("predict", tmp_path / "b.zarr", tmp_path / "a.zarr", "--missing", "skip", "--output", tmp_path / "l.zarr")
+    assert run(*args, *LOCAL).exit_code == 0
+    np.testing.assert_array_equal(xr.open_zarr(tmp_path / "l.zarr").labels, expected.predict(answers))
+    scores = run("score", tmp_path / "b.zarr", tmp_path / "a.zarr", "--missing", "skip", "--json", *LOCAL)
+    assert json.loads(scores.stdout) == expected.scores(answers)
+    assert run("sample", tmp_path / "b.zarr", "--rows", 10, "--output", tmp_path / "s.zarr", *LOCAL).exit_code == 0
+    assert set(np.unique(xr.open_zarr(tmp_path / "s.zarr").samples)) == {0, 1}
+
+    folder, X = data
+    bayesian = ("fit", folder / "x.zarr", "--family", "bayesian", "--components", 5, "--weight-concentration", 0.01)
+    reported = json.loads(run(*bayesian, "--output", tmp_path / "v.zarr", "--json", *LOCAL).stdout)
+    expected = BayesianGaussianMixture(5, weight_concentration_prior=0.01, random_state=0).fit(
+        zarr.open(folder / "x.zarr")
+    )
+    assert reported["n_components_effective"] == expected.n_components_effective_
+    np.testing.assert_array_equal(load(tmp_path / "v.zarr").predict(X), expected.predict(X))
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -105,6 +136,9 @@ def test_samples_have_the_model_s_moments_on_any_number_of_workers(data):
         (("fit", "ds.zarr", "--components", 2), "variable 'a' at time=3, x=4 is nan"),
         (("fit", "x.zarr", "--components", 5000), "n_samples >= n_components"),
         (("predict", "m.zarr", "ds.zarr", "--variables", "a,b"), "2 features"),
+        (("fit", "x.zarr", "--components", 2, "--family", "poisson", "--tol", 1e-4), "needs counts"),
+        (("fit", "x.zarr", "--components", 2, "--family", "poisson", "--prior", "default"), "--prior is not for"),
+        (("fit", "x.zarr", "--components", 2, "--missing", "skip"), "'missing' parameter"),
         (("predict", "x.zarr", "x.zarr"), "not a model"),
         (("fit", "x.zarr", "--components", 2, "--scheduler", "tcp://127.0.0.1:1"), "no Dask scheduler answers"),
     ],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+import daskgmm
 from daskgmm.cli.inputs import samples_in, workers_for
 from daskgmm.console import (
     F,
@@ -20,10 +23,16 @@ from daskgmm.console import (
     report,
     where_options,
 )
+from daskgmm.families import PRODUCTS
 
 if TYPE_CHECKING:
     from daskgmm.planning import Plan
 
+_MIXTURES = {
+    "gaussian": "GaussianMixture",
+    "bayesian": "BayesianGaussianMixture",
+    **{name: f"{family}Mixture" for name, family in PRODUCTS.items()},
+}
 # The names in `families.covariance`, which imports NumPy.
 COVARIANCES = [
     *("full", "tied", "diag", "spherical"),
@@ -102,11 +111,26 @@ def em_options(tol: float) -> Callable[[F], F]:
 
 @click.command()
 @click.argument("store")
+@click.option(
+    "--family",
+    type=click.Choice(list(_MIXTURES)),
+    default="gaussian",
+    show_default=True,
+    help="Of the components; bayesian: Gaussian, and superfluous ones end without rows.",
+)
 @components_option
 @covariance_option
+@click.option("--alpha", type=click.FloatRange(0), default=0, help="Smoothing of Bernoulli, categorical and Poisson.")
+@click.option(
+    "--weight-concentration",
+    "weight_concentration_prior",
+    type=click.FloatRange(0, min_open=True),
+    help="Bayesian: the smaller, the fewer components have rows.  [default: 1 / components]",
+)
 @em_options(tol=1e-3)
 def fit(
     store: str,
+    family: str,
     array: str | None,
     variables: str | None,
     output: str,
@@ -121,13 +145,13 @@ def fit(
 
     \b
       daskgmm fit patches.zarr --components 32 --workers 4 --memory-limit 512MiB --output model.zarr
+      daskgmm fit answers.zarr --family categorical --missing skip --components 4 --n-init 10 --output classes.zarr
       daskgmm fit s3://bucket/ocean.zarr --variables temp,salt --missing drop --components 8 --output model.zarr
     """
     from daskgmm.data.write import check_free
-    from daskgmm.estimators.gaussian import GaussianMixture
 
+    gm = _estimator(family, options)
     check_free(output, overwrite)
-    gm = GaussianMixture(**options)
     seconds = fitted(gm, store, array, variables, scheduler, workers, memory_limit)
     gm.save(output, overwrite=overwrite)
     result = {
@@ -140,7 +164,20 @@ def fit(
         "lower_bound": gm.lower_bound_,
         "seconds": seconds,
     }
+    if hasattr(gm, "n_components_effective_"):
+        result["n_components_effective"] = gm.n_components_effective_
     report(result, as_json)
+
+
+def _estimator(family: str, options: dict[str, Any]) -> Any:
+    """The mixture of a family, with the options that the user gives: its own defaults for others."""
+    mixture = getattr(daskgmm, _MIXTURES[family])
+    ctx = click.get_current_context()
+    given = [name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    taken = inspect.signature(mixture).parameters
+    for option in (param for param in ctx.command.params if param.name in given and param.name not in taken):
+        raise click.UsageError(f"{option.opts[0]} is not for --family {family}: leave it out")
+    return mixture(random_state=options["random_state"], **{name: options[name] for name in given})
 
 
 def fitted(

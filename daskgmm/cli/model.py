@@ -143,12 +143,14 @@ def show(model: str, as_json: bool) -> None:
     ds = read(model)
     fitted = json.loads(ds.attrs["fit"])
     if as_json:
-        values = {name: ds[name].values.tolist() for name in ("weights", "means", "covariances")}
+        hidden = ("precisions_cholesky", "lower_bounds")
+        values = {name: ds[name].values.tolist() for name in ds.data_vars if name not in hidden}
         click.echo(json.dumps({**json.loads(ds.attrs["params"]), **fitted, **values}))
         return
-    click.echo(f"{ds.attrs['title']} ({json.loads(ds.attrs['params'])['covariance_type']} covariances)")
-    report(fitted, False)
-    table = pd.DataFrame(ds["means"].values, columns=ds["feature"].values)
+    model = json.loads(ds.attrs["params"]).get("covariance_type")
+    click.echo(ds.attrs["title"] + (f" ({model} covariances)" if model else ""))
+    report({name: value for name, value in fitted.items() if not isinstance(value, list)}, False)
+    table = pd.DataFrame(ds["means"].values, columns=ds[ds["means"].dims[1]].values)
     table.index.name = "component"
     table.insert(0, "weight", ds["weights"].values)
     click.echo(table.to_string(float_format="{:.6g}".format, max_cols=10))

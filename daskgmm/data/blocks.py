@@ -81,6 +81,7 @@ class Samples:
     source: Source
     in_memory: bool = False  # in this process, so that its threads do the work
     names: tuple[str, ...] | None = None  # of the features
+    categories: tuple[tuple[float, ...], ...] = ()  # of the features, those that say which values they take; or ()
     dims: tuple[str, ...] | None = None  # of the samples, where they have names
     coords: Mapping[Any, Any] | None = None  # of the samples, where they come from xarray
     region_bytes: int = 0  # at most, of one read; decoded

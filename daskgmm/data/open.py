@@ -36,7 +36,7 @@ def open_samples(
         of their names.
     sample_weight : array-like, optional
         Of the shape of the sample dimensions.
-    missing : {"raise", "drop", "fill"}
+    missing : {"raise", "drop", "skip", "fill"}
         What chunks that a store lacks mean: an error; missing values where the fill value is NaN; the fill value.
 
     Raises
@@ -153,7 +153,9 @@ def _features_last(array: Any, what: str) -> tuple[tuple[int, ...], int]:
 def _check_chunks(array: zarr.Array[Any], missing: str, absent: Any = np.nan) -> None:
     """Refuse an array that lacks chunks, unless they read as what is meant: ``absent`` or NaN where that is dropped."""
     fill = array.fill_value
-    dropped = missing == "drop" and (fill == absent or (isinstance(fill, np.floating | float) and np.isnan(fill)))
+    dropped = missing in ("drop", "skip") and (
+        fill == absent or (isinstance(fill, np.floating | float) and np.isnan(fill))
+    )
     if missing != "fill" and not dropped:
         check_complete(array)
 

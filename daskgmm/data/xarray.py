@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from daskgmm.data.blocks import Samples, check_real, of_numpy
@@ -41,7 +42,8 @@ def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, weight: Any = No
         raise ValueError("the variables have no dimensions, so there is one sample: give arrays")
     parts = [array.variable.transpose(*dims) for array in arrays]
     samples = _of_variables(parts, parts[0].shape, len(parts), _weight(weight, ds, dims))
-    return replace(samples, names=names, dims=tuple(map(str, dims)), coords=_coords(ds, dims))
+    flags = tuple(tuple(map(float, np.ravel(array.attrs.get("flag_values", ())))) for array in arrays)
+    return replace(samples, names=names, categories=flags, dims=tuple(map(str, dims)), coords=_coords(ds, dims))
 
 
 def of_dataarray(array: xr.DataArray, weight: Any = None) -> Samples:

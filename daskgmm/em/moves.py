@@ -106,11 +106,20 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array, n: int) -> list[
     merges = _promising(_merges(em, now, resp, weights))
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         splits = _promising(threads.map(split, range(k), repeat(now), resp, log_joint))
+    alone = [] if em.family.reseeds else [(_emptying(change),) for change in merges]
     fits = []
-    for changes in (*_pairs(merges, splits)[:n], *_several(merges, splits)):
+    for changes in (*_pairs(merges, splits)[:n], *_several(merges, splits), *alone):
         kept = np.setdiff1d(np.arange(k), [c for change in changes for c in change.gone])
-        fits.append(reduce(add, (change.new for change in changes), now.take(kept)).fit(em))
+        found = reduce(add, (change.new for change in changes), now.take(kept))
+        # Under a Dirichlet process the likeliest order is by size (Kurihara et al. 2007, IJCAI 20, §3).
+        order = np.arange(k) if em.family.reseeds else np.argsort(-found.moments[:, 0], kind="stable")
+        fits.append(found.take(order).fit(em))
     return [parameters for bound, parameters in sorted(fits, key=lambda fit: -fit[0]) if bound > -np.inf]
+
+
+def _emptying(merge: _Change) -> _Change:
+    """A merge that leaves a component without rows, where one may be superfluous."""
+    return replace(merge, new=merge.new + _Parts(np.zeros_like(merge.new.moments), np.zeros(1)))
 
 
 def _promising(changes: Iterable[_Change]) -> list[_Change]:

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from numbers import Real
-from typing import Any, Literal, Self
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 
 from daskgmm.em.loop import Info
-from daskgmm.estimators.mixture import CONSTRAINTS, EMMixture
+from daskgmm.estimators.covariances import COVARIANCE_CONSTRAINTS, CovarianceMixture
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.families.prior import Prior
-from daskgmm.fitting import Fit
 from daskgmm.seeding import Start, given, shaped
 
-_SHAPES = {  # of covariances that are not whole
-    "tied": ("feature", "feature_"),
-    "diag": ("component", "feature"),
-    "spherical": ("component",),
-}
 
-
-class GaussianMixture(EMMixture):
+class GaussianMixture(CovarianceMixture):
     """Gaussian mixture by EM, on data of any size.
 
     The interface is that of :class:`sklearn.mixture.GaussianMixture`. Rows never leave where they are: each
@@ -120,9 +112,7 @@ class GaussianMixture(EMMixture):
     """
 
     _parameter_constraints = {  # noqa: RUF012
-        **CONSTRAINTS,
-        "covariance_type": [StrOptions(set(MODELS))],
-        "reg_covar": [Interval(Real, 0.0, None, closed="left")],
+        **COVARIANCE_CONSTRAINTS,
         "prior": [Prior, StrOptions({"default"}), None],
         "precisions_init": ["array-like", None],
     }
@@ -200,49 +190,9 @@ class GaussianMixture(EMMixture):
                 )
         return Start(known, GaussianParameters(**known) if len(known) == len(fields(GaussianParameters)) else None)
 
-    def _last(self, k: int, d: int) -> Start:
-        """The last fit's solution, to go on from."""
-        model = self._family().model
-        shapes = self.means_.shape, self.covariances_.shape
-        if shapes != ((k, d), model.shape(k, d)) or not model.holds(self.covariances_, k, d):
-            raise ValueError(
-                f"the last fit's means {shapes[0]} and covariances {shapes[1]} are not of {k} components in {d} "
-                f"features with covariance_type={self.covariance_type!r}: set warm_start=False to start anew"
-            )
-        return Start(complete=self._parameters(), previous_bound=self.lower_bound_)
-
-    def _keep(self, fit: Fit) -> None:
-        compact, parameters = self._family().model.compact, fit.parameters
-        self.weights_ = parameters.weights
-        self.means_ = parameters.means
-        self.covariances_ = compact(parameters.covariances)
-        self.precisions_cholesky_ = compact(parameters.factors)
-        self.precisions_ = compact(self._family().precisions(parameters.factors))
-
-    @classmethod
-    def from_xarray(cls, ds: Any) -> Self:
-        """The model that a Dataset made by `to_xarray` describes."""
-        model = super().from_xarray(ds)
-        model.precisions_ = model._family().model.compact(model._family().precisions(model._parameters().factors))
-        return model
-
-    def _saved(self) -> dict[str, tuple[str, ...]]:
-        dims = _SHAPES.get(self.covariance_type, ("component", "feature", "feature_"))
-        return {"means": ("component", "feature"), "covariances": dims, "precisions_cholesky": dims}
-
     def _objective(self) -> str:
         return "log-likelihood" if self.prior is None else "log-posterior"
 
     def _family(self) -> Gaussian:
         prior = Prior() if isinstance(self.prior, str) else self.prior
         return Gaussian(MODELS[self.covariance_type], self.reg_covar, prior)
-
-    def _parameters(self) -> GaussianParameters:
-        """The fitted parameters, about the origin."""
-        expand, (k, d) = self._family().model.expand, self.means_.shape
-        return GaussianParameters(
-            self.weights_,
-            self.means_,
-            expand(self.covariances_, k, d),
-            expand(self.precisions_cholesky_, k, d),
-        )

@@ -84,6 +84,10 @@ class EMMixture(BaseMixture):
     def _saved(self) -> dict[str, tuple[str, ...]]:
         """Those of the attributes that are saved beside ``weights_``, without their underscore, and their dims."""
 
+    def _learned(self) -> dict[str, Any]:
+        """What JSON can hold of other attributes that are saved."""
+        return {}
+
     def _adjective(self) -> str:
         """What kind of mixture it is."""
         return type(self).__name__.removesuffix("Mixture")
@@ -93,7 +97,7 @@ class EMMixture(BaseMixture):
         """What the lower bound is of a sample, in words."""
 
     def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
-        fit = fit_mixture(samples, self._candidate(samples.n_features), check_random_state(self.random_state), watch)
+        fit = fit_mixture(samples, self._candidate(samples), check_random_state(self.random_state), watch)
         if self.max_iter and not fit.state.converged:
             warnings.warn(
                 f"EM did not converge in {fit.state.n_iter} passes: raise max_iter or tol, or go on from here with "
@@ -103,9 +107,9 @@ class EMMixture(BaseMixture):
             )
         self._set(fit)
 
-    def _candidate(self, d: int) -> Candidate:
-        """What is to be fitted to rows of d features."""
-        k = self.n_components
+    def _candidate(self, samples: Samples) -> Candidate:
+        """What is to be fitted to samples."""
+        k, d = self.n_components, samples.n_features
         known = self._last(k, d) if self.warm_start and hasattr(self, "converged_") else self._given(k, d)
         return Candidate(self._family(), Options(**{name: getattr(self, name) for name in OPTIONS}), known)
 

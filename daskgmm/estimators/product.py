@@ -7,18 +7,19 @@ from dataclasses import fields, replace
 from functools import cache
 from importlib import import_module
 from numbers import Real
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from daskgmm.data.blocks import Samples
 from daskgmm.em.loop import Info
 from daskgmm.estimators.mixture import CONSTRAINTS, EMMixture
 from daskgmm.families import PRODUCTS
 from daskgmm.families.product import Product, ProductParameters
-from daskgmm.fitting import Fit
+from daskgmm.fitting import Candidate, Fit
 from daskgmm.seeding import Start, given
 
 
@@ -56,8 +57,8 @@ class ProductMixture(EMMixture):
     weights_ : ndarray (n_components,)
     means_ : ndarray (n_components, n_features)
         Of categorical features (n_components, the sum of n_levels_).
-    n_levels_ : ndarray (n_features,)
-        Of categorical features: how many levels each has.
+    categories_, n_levels_ : list of ndarray, ndarray (n_features,)
+        Of categorical features: the levels of each, and how many they are.
     converged_, n_iter_, lower_bound_, lower_bounds_, n_passes_, n_samples_, history_, n_features_in_, feature_names_in_
         As of :class:`daskgmm.GaussianMixture`; with ``alpha`` the lower bound is the log-posterior, but for a constant.
     """
@@ -112,8 +113,7 @@ class ProductMixture(EMMixture):
         return self._of(float(self.alpha), self.missing == "skip")
 
     def _fitted(self) -> Product:
-        levels = self.n_levels_.tolist() if self._of.leveled else [1] * self.n_features_in_
-        return replace(self._family(), levels=tuple(levels))
+        return replace(self._family(), levels=(1,) * self.n_features_in_)
 
     def _given(self, k: int, d: int) -> Start:
         means = None if self.means_init is None else np.asarray(self.means_init, dtype=np.float64)
@@ -129,15 +129,10 @@ class ProductMixture(EMMixture):
         return Start(complete=self._parameters(), previous_bound=self.lower_bound_)
 
     def _keep(self, fit: Fit) -> None:
-        family: Any = fit.family
         self.weights_ = fit.parameters.weights
         self.means_ = fit.parameters.means
-        if self._of.leveled:
-            self.n_levels_ = np.array(family.levels)
 
     def _saved(self) -> dict[str, tuple[str, ...]]:
-        if self._of.leveled:
-            return {"means": ("component", "level"), "n_levels": ("feature",)}
         return {"means": ("component", "feature")}
 
     def _objective(self) -> str:
@@ -152,9 +147,77 @@ class ProductMixture(EMMixture):
         return tags
 
 
+class LeveledMixture(ProductMixture):
+    """Where features have levels: which ones, the fit learns, or an xarray Dataset or a pandas DataFrame says."""
+
+    def _fitted(self) -> Product:
+        family: Any = self._family()
+        values = [some.tolist() if some.dtype.kind == "f" else range(len(some)) for some in self.categories_]
+        return replace(family, values=tuple(map(tuple, values)), levels=tuple(map(len, values)))
+
+    def _open(self, X: Any, sample_weight: Any = None, fitting: bool = False) -> Samples:
+        if not hasattr(X, "iloc"):
+            if fitting:
+                self._names = None
+            return super()._open(X, sample_weight, fitting)
+        if fitting:
+            self._names = [getattr(dtype, "categories", None) for dtype in X.dtypes]
+            categories = tuple(() if names is None else tuple(map(float, range(len(names)))) for names in self._names)
+        else:
+            categories = ()
+            self._names = [None if some.dtype.kind == "f" else some for some in self.categories_]
+        columns = {name: _codes(X[name], names) for name, names in zip(X.columns, self._names, strict=True)}
+        return replace(super()._open(X.assign(**columns), sample_weight, fitting), categories=categories)
+
+    def _candidate(self, samples: Samples) -> Candidate:
+        candidate = super()._candidate(samples)
+        family: Any = candidate.family
+        return replace(candidate, family=replace(family, values=samples.categories))
+
+    def _keep(self, fit: Fit) -> None:
+        super()._keep(fit)
+        family: Any = fit.family
+        names = self._names or [None] * len(family.values)
+        self.categories_ = [np.array(v if n is None else n) for v, n in zip(family.values, names, strict=True)]
+        self.n_levels_ = np.array(family.levels)
+
+    def _saved(self) -> dict[str, tuple[str, ...]]:
+        return {"means": ("component", "level")}
+
+    def _learned(self) -> dict[str, Any]:
+        return {"categories": [some.tolist() for some in self.categories_]}
+
+    @classmethod
+    def from_xarray(cls, ds: Any) -> Self:
+        """The model that a Dataset made by `to_xarray` describes."""
+        model = super().from_xarray(ds)
+        model.categories_ = [np.array(some) for some in model.categories_]
+        model.n_levels_ = np.array([len(some) for some in model.categories_])
+        return model
+
+
+def _codes(column: Any, names: Any) -> Any:
+    """A column of a DataFrame as the places of its values among the categories, NaN where one is missing."""
+    if names is None:
+        return column
+    places = dict(zip(names, range(len(names)), strict=True))
+    unknown = [(row, value) for row, value in column.items() if value not in places and value == value]
+    if unknown:
+        row, value = unknown[0]
+        raise ValueError(
+            f"Input X is {value!r} at row {row}, column {column.name!r}, not among the categories that the fit "
+            f"knows, {', '.join(map(repr, names))}: fit with it, or make it missing"
+        )
+    return column.astype(object).map(places).astype(float)
+
+
 @cache
 def mixture_of(name: str) -> type[ProductMixture]:
     """The mixture of a family of `daskgmm.families.PRODUCTS`: as ``daskgmm`` has it, and so pickle."""
     family = getattr(import_module(f"daskgmm.families.{name}"), PRODUCTS[name])
     doc = str(ProductMixture.__doc__).format(summary=family.__doc__)
-    return type(f"{PRODUCTS[name]}Mixture", (ProductMixture,), {"__module__": "daskgmm", "__doc__": doc, "_of": family})
+    return type(
+        f"{PRODUCTS[name]}Mixture",
+        (LeveledMixture if family.leveled else ProductMixture,),
+        {"__module__": "daskgmm", "__doc__": doc, "_of": family},
+    )

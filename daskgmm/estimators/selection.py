@@ -133,7 +133,7 @@ class GaussianMixtureIC(BaseMixture):
         names, ks = self._grid()
         shared = {name: value for name, value in self.get_params(deep=False).items() if name not in _OWN}
         estimators = [GaussianMixture(k, covariance_type=name, **shared) for name, k in product(names, ks)]
-        candidates = [estimator._candidate(samples.n_features) for estimator in estimators]
+        candidates = [estimator._candidate(samples) for estimator in estimators]
         fits = fit_mixtures(samples, candidates, check_random_state(self.random_state), watch)
         results = _results(names, ks, estimators, fits)
         scores = results[self.criterion].values.ravel()

@@ -11,39 +11,40 @@ import numpy.typing as npt
 from daskgmm.families.frame import Array
 from daskgmm.families.product import Product, log_floored
 
+Levels = tuple[tuple[float, ...], ...]
+
 
 @dataclass(frozen=True)
 class Categorical(Product):
     """Latent class analysis: a mixture of categorical variables, independent within a component (class).
 
-    A feature's levels are 0, 1, … up to the largest that the fit has seen. ``means_`` are their probabilities, one
-    feature after another. The prior of each feature's is Dirichlet(1 + alpha, …), the smoothing of scikit-learn's
-    CategoricalNB.
+    A feature's levels are the ``flag_values`` of an xarray variable, the categories of a pandas column, or else 0, 1, …
+    up to the largest that the fit has seen. ``means_`` are their probabilities, one feature after another. The prior of
+    each feature's is Dirichlet(1 + alpha, …), the smoothing of scikit-learn's CategoricalNB.
     """
+
+    values: Levels = ()  # of each feature's levels; none where they are yet to be seen
 
     leveled = True
 
     @property
     def needs(self) -> str:
-        if not self.levels:
-            return "levels: 0, 1, 2, …"
-        return (
-            "levels that the fit has seen, "
-            + ", ".join(f"0 to {n - 1}" for n in self.levels[:5])
-            + (", …" if len(self.levels) > 5 else "")
-        )
+        return "levels that the fit knows, see categories_" if self.levels else "levels: 0, 1, 2, …, or its flag_values"
 
     def outside(self, x: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        limit = np.array(self.levels) if self.levels else np.inf
-        return ((x < 0) | (x != np.floor(x)) | (x >= limit)) & np.isfinite(x)
+        found = ((x < 0) | (x != np.floor(x))) & np.isfinite(x)
+        for j, values in enumerate(self.values):
+            if values:
+                found[:, j] = np.isfinite(x[:, j]) & ~np.isin(x[:, j], values)
+        return found
 
     def informed(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
-        levels = tuple(int(top) + 1 for top in high)
-        return replace(super().informed(rows, weights, low, high, k), levels=levels)
+        given = self.values or ((),) * len(high)
+        values = tuple(some or tuple(map(float, range(int(top) + 1))) for some, top in zip(given, high, strict=True))
+        return replace(self, values=values, levels=tuple(map(len, values)))
 
     def statistic(self, x: Array) -> Array:
-        level = np.concatenate([np.arange(n) for n in self.levels])
-        return (x[:, self.columns] == level).astype(np.float64)
+        return (x[:, self.columns] == np.concatenate(self.values)).astype(np.float64)
 
     def natural(self, means: Array) -> tuple[Array, Array]:
         return log_floored(means), np.zeros((len(means), self.n_features))
@@ -62,4 +63,4 @@ class Categorical(Product):
 
     def draw(self, means: Array, n: int, rng: np.random.RandomState) -> Array:
         parts = np.split(means, np.cumsum(self.levels)[:-1])
-        return np.column_stack([rng.choice(len(p), n, p=p / p.sum()) for p in parts]).astype(np.float64)
+        return np.column_stack([rng.choice(v, n, p=p / p.sum()) for v, p in zip(self.values, parts, strict=True)])

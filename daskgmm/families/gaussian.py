@@ -32,7 +32,7 @@ class GaussianParameters:
     covariances: Array  # (k, d, d); (k, d) for a diagonal model
     factors: Array  # the same shape: F, upper triangular, Λ = F Fᵀ
 
-    def moved(self, by: Array) -> GaussianParameters:
+    def moved(self, by: Array) -> Self:
         return replace(self, means=self.means + by)
 
 

@@ -67,7 +67,7 @@ class Prior:
             Its mean or scale does not fit the features or the model.
         """
         d = rows.shape[1]
-        mean = np.average(rows, axis=0, weights=weights) if self.mean is None else _shaped("mean", self.mean, [(d,)])
+        mean = np.average(rows, axis=0, weights=weights) if self.mean is None else shaped("mean", self.mean, [(d,)])
         if self.scale is None:
             scale = _covariance(rows, weights) / k ** (2 / d)
             scale = np.full(d, np.trace(scale) / d) if model.diagonal else scale
@@ -81,7 +81,7 @@ class Prior:
     def _given(self, model: CovarianceModel, d: int) -> Array:
         """The scale that the user gives: (d, d), or (d,) for a diagonal model."""
         shapes: list[tuple[int, ...]] = [(), (d,)] if model.diagonal else [(), (d,), (d, d)]
-        scale = _shaped("scale", self.scale, shapes)
+        scale = shaped("scale", self.scale, shapes)
         whole = scale if scale.ndim == 2 else scale * np.eye(d)
         if not (np.array_equal(whole, whole.T) and np.linalg.eigvalsh(whole)[0] > 0):
             raise ValueError("the prior's scale is not symmetric and positive definite: give such a one")
@@ -137,7 +137,7 @@ def _covariance(rows: Array, weights: Array) -> Array:
     return covariance if len(rows) > rows.shape[1] else np.diag(covariance.diagonal())
 
 
-def _shaped(name: str, value: npt.ArrayLike | None, shapes: list[tuple[int, ...]]) -> Array:
+def shaped(name: str, value: npt.ArrayLike | None, shapes: list[tuple[int, ...]]) -> Array:
     array = np.asarray(value, dtype=np.float64)
     if array.shape not in shapes or not np.isfinite(array).all():
         allowed = " or ".join(map(str, shapes))

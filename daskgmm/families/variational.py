@@ -20,7 +20,7 @@ from daskgmm.families.components import GaussianComponents
 from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
-from daskgmm.families.prior import Conjugate, _shaped
+from daskgmm.families.prior import Conjugate, shaped
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class VariationalPrior:
                 f"'spherical' or one of {', '.join(codes)}"
             )
         d = rows.shape[1]
-        mean = np.average(rows, axis=0, weights=weights) if self.mean is None else _shaped("mean", self.mean, [(d,)])
+        mean = np.average(rows, axis=0, weights=weights) if self.mean is None else shaped("mean", self.mean, [(d,)])
         covariance = _covariance(model, rows, weights)
         if self.covariance is not None:
-            covariance = _shaped("covariance", self.covariance, [covariance.shape])
+            covariance = shaped("covariance", self.covariance, [covariance.shape])
             whole = _whole(covariance, d)
             if not (np.allclose(whole, whole.T) and np.linalg.eigvalsh(whole)[0] > 0):
                 kind = "symmetric and positive definite" if covariance.ndim == 2 else "positive"

@@ -2,6 +2,7 @@
 
 python tests/benchmarks/memory.py                       # 6 GB of float32, 2 workers of 512 MiB
 python tests/benchmarks/memory.py --gigabytes 1 --features 64 --memory-limit 384MiB
+python tests/benchmarks/memory.py --binary --gigabytes 0.6 --features 30 --memory-limit 512MiB    # 20 million rows
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import click
 import numpy as np
 import zarr
 
-from daskgmm import GaussianMixture
+from daskgmm import BernoulliMixture, GaussianMixture
 from daskgmm.cluster import workers
 
 
@@ -24,21 +25,21 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def make_store(path: Path, gigabytes: float, n_features: int, n_components: int) -> int:
-    """A float32 store of a mixture, written shard by shard."""
+def make_store(path: Path, gigabytes: float, n_features: int, n_components: int, binary: bool) -> int:
+    """A store of a mixture, written shard by shard: of float32, or of zeros and ones as bytes."""
     rng = np.random.default_rng(0)
     chunk = 2**20 // n_features  # 4 MiB
     shard = 16 * chunk
-    n_shards = max(1, round(gigabytes * 1e9 / (4 * n_features * shard)))
+    dtype = np.dtype("uint8" if binary else "float32")
+    n_shards = max(1, round(gigabytes * 1e9 / (dtype.itemsize * n_features * shard)))
     centres = rng.normal(scale=6, size=(n_components, n_features))
     shape = (n_shards * shard, n_features)
-    array = zarr.create_array(
-        path, shape=shape, chunks=(chunk, n_features), shards=(shard, n_features), dtype="float32"
-    )
+    array = zarr.create_array(path, shape=shape, chunks=(chunk, n_features), shards=(shard, n_features), dtype=dtype)
     noise = rng.normal(size=(shard, n_features)).astype("float32")
     labels = rng.integers(n_components, size=shard)
     for i in range(n_shards):
-        array[i * shard : (i + 1) * shard] = np.roll(noise, i, axis=0) + centres[np.roll(labels, 7 * i)]
+        rows = np.roll(noise, i, axis=0) + centres[np.roll(labels, 7 * i)] * (0.15 if binary else 1)
+        array[i * shard : (i + 1) * shard] = rows > 0 if binary else rows
     return shape[0]
 
 
@@ -49,17 +50,22 @@ def make_store(path: Path, gigabytes: float, n_features: int, n_components: int)
 @click.option("--workers", "n_workers", default=2, show_default=True)
 @click.option("--memory-limit", default="512MiB", show_default=True)
 @click.option("--passes", default=3, show_default=True)
-def main(gigabytes: float, features: int, components: int, n_workers: int, memory_limit: str, passes: int) -> None:
+@click.option("--binary", is_flag=True, help="Zeros and ones, and a Bernoulli mixture.")
+def main(
+    gigabytes: float, features: int, components: int, n_workers: int, memory_limit: str, passes: int, binary: bool
+) -> None:
     with tempfile.TemporaryDirectory() as folder, workers(None, n_workers, memory_limit) as client:
         path = Path(folder) / "data.zarr"
-        n = make_store(path, gigabytes, features, components)
+        n = make_store(path, gigabytes, features, components, binary)
         stored = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-        size = 4 * n * features / 1e9
-        click.echo(f"store: {n:,} x {features} float32, {size:.2f} GB ({stored / 1e9:.2f} GB on disk)")
+        dtype, size = ("uint8", 1) if binary else ("float32", 4)
+        size *= n * features / 1e9
+        click.echo(f"store: {n:,} x {features} {dtype}, {size:.2f} GB ({stored / 1e9:.2f} GB on disk)")
         before_driver = peak_mib()
         before = client.run(os.getpid)
         begin = time.perf_counter()
-        gm = GaussianMixture(components, max_iter=passes, tol=0, random_state=0, persist=False).fit(path)
+        mixture = BernoulliMixture if binary else GaussianMixture
+        gm = mixture(components, max_iter=passes, tol=0, random_state=0, persist=False).fit(path)
         seconds = time.perf_counter() - begin
         peaks = client.run(peak_mib)
         events = [

@@ -24,8 +24,10 @@ from daskgmm.blas import single_blas
 from daskgmm.cluster import workers
 from daskgmm.data.blocks import Samples, joined, of_numpy
 from daskgmm.data.open import open_samples
+from daskgmm.families.bernoulli import Bernoulli
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.families.product import ProductParameters
 from daskgmm.passes import EMPass
 
 SHARD = 125_000  # rows; an eighth of them a chunk
@@ -87,6 +89,32 @@ def spark(X: Rows, start: GaussianParameters) -> float:
         session.stop()
 
 
+def stepmix(X: Rows, k: int) -> float:
+    """StepMix's Bernoullis, on NumPy; it takes no start and draws its own."""
+    from stepmix.stepmix import StepMix
+
+    def run(iterations: int) -> int:
+        options = {"n_init": 1, "abs_tol": 0, "rel_tol": 0, "random_state": 0, "progress_bar": 0, "verbose": 0}
+        return int(StepMix(k, measurement="binary", max_iter=iterations, **options).fit(X).n_iter_)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _an_iteration(run, 1, 4)
+
+
+def bernoulli(n: int, d: int, k: int) -> tuple[Rows, ProductParameters]:
+    """Rows of zeros and ones, as bytes, and the probabilities that they are drawn with."""
+    rng = np.random.default_rng(0)
+    parameters = ProductParameters(np.full(k, 1 / k), rng.beta(0.5, 0.5, (k, d)))
+    return (rng.random((n, d)) < parameters.means[rng.integers(k, size=n)]).astype(np.uint8), parameters
+
+
+def our_bernoulli_pass(X: Rows, start: ProductParameters) -> Timer:
+    family = Bernoulli(levels=(1,) * X.shape[1])
+    frame = family.frame(X[:1].astype(np.float64), X[0], X[0])
+    return timed_pass(in_memory(X), [family.components(start, frame)])
+
+
 def _session() -> Any:
     from pyspark.sql import SparkSession
 
@@ -142,7 +170,11 @@ def our_pass(
     family = Gaussian(MODELS[covariance], 1e-6)
     sample = samples.source.read(samples.blocks[0].regions[0])[0].astype(np.float64)
     frame = family.frame(sample, sample.min(axis=0), sample.max(axis=0))
-    components = [family.components(start.moved(-frame.shift), frame) for start in starts]
+    return timed_pass(samples, [family.components(start.moved(-frame.shift), frame) for start in starts], dtype, calls)
+
+
+def timed_pass(samples: Samples, components: list[Any], dtype: npt.DTypeLike = np.float64, calls: int = 3) -> Timer:
+    """Median seconds of a pass under these components, after one that compiles and fills caches."""
     one_pass = EMPass(samples)
 
     def call() -> float:

@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 from passes import ours, plain
 from peers import in_memory, mixture, on_workers, our_pass, write_store
 from problems import PROBLEMS
+from sklearn.datasets import load_digits
 
+from daskgmm import BernoulliMixture
 from daskgmm.data.blocks import joined
 from daskgmm.data.open import open_samples
 
@@ -107,6 +109,19 @@ def draw_passes(share: float) -> Figure:
     return figure
 
 
+def draw_digits(share: float) -> Figure:
+    """The probabilities of ink of ten Bernoulli components, of scikit-learn's digits as black and white."""
+    digits = load_digits()
+    gm = BernoulliMixture(10, alpha=1, n_init=10, random_state=0).fit(digits.images.reshape(-1, 64) > 7)
+    title = f"{len(digits.images):,} digits, black and white: the components of a Bernoulli mixture, and their weights"
+    figure, panels = _figure(12, 3.2, 5, title, rows=2)
+    for axes, k in zip(panels, np.argsort(-gm.weights_), strict=True):
+        axes.imshow(gm.means_[k].reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
+        axes.set_title(f"{gm.weights_[k]:.0%}", fontsize=10)
+        axes.set_axis_off()
+    return figure
+
+
 def _iteration(shape: tuple[int, int, int]) -> Iterator[float]:
     """Seconds of ours, oneDAL and scikit-learn; NaN for one that is not installed."""
     X, start = mixture(*shape)
@@ -145,6 +160,7 @@ PICTURES: dict[str, Draw] = {
     "passes": draw_passes,
     "growth": draw_growth,
     "places": draw_places,
+    "digits": draw_digits,
 }
 
 

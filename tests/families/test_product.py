@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
@@ -36,7 +38,9 @@ class Case:
 
     @property
     def family(self) -> Product:
-        return getattr(import_module(f"daskgmm.families.{self.name}"), PRODUCTS[self.name])(levels=self.levels)
+        family = getattr(import_module(f"daskgmm.families.{self.name}"), PRODUCTS[self.name])(levels=self.levels)
+        values = tuple(tuple(map(float, range(n))) for n in self.levels)
+        return replace(family, values=values) if family.leveled else family
 
     @property
     def parameters(self) -> ProductParameters:
@@ -337,8 +341,46 @@ def test_a_level_that_the_fit_has_not_seen() -> None:
     x, _ = case.draw(50)
     model = case.mixture(2, random_state=0).fit(x)
     assert model.n_levels_.tolist() == list(case.levels)
-    with pytest.raises(ValueError, match=r"3 at row 0, feature 1, but the mixture needs levels that the fit has seen"):
+    with pytest.raises(ValueError, match=r"3 at row 0, feature 1, but the mixture needs levels that the fit knows"):
         model.predict([[0, 3, 0, 0, 0]])
+
+
+def test_flags_of_a_dataset_are_its_levels(tmp_path: Any) -> None:
+    """Also those that no row has."""
+    rng = np.random.default_rng(0)
+    flags = {"ice": [1, 2, 4, 8], "sea": [10, 20]}
+    where = ("time", "x")
+    ds = xr.Dataset({n: (where, rng.choice(v[:3], (20, 30)), {"flag_values": v}) for n, v in flags.items()})
+    model = daskgmm.CategoricalMixture(2, alpha=1, random_state=0).fit(ds)
+    assert [some.tolist() for some in model.categories_] == list(flags.values())
+    assert (model.means_[:, 3] > 0).all()
+    assert model.predict(ds).dims == where
+    model.save(tmp_path / "model.zarr")
+    loaded = daskgmm.load(tmp_path / "model.zarr")
+    assert loaded.to_xarray()["level"].values.tolist() == ["ice=1", "ice=2", "ice=4", "ice=8", "sea=10", "sea=20"]
+    xr.testing.assert_equal(loaded.score_samples(ds), model.score_samples(ds))
+    assert set(np.unique(model.sample(100)[0][:, 1])) == {10, 20}
+    with pytest.raises(ValueError, match="variable 'sea' at time=0, x=1, but the mixture needs levels"):
+        model.predict(ds.assign(sea=ds.sea.where(ds.x != 1, 3)))
+
+
+def test_categories_of_a_data_frame_are_its_levels(tmp_path: Any) -> None:
+    rng = np.random.default_rng(0)
+    colours = pd.Categorical(rng.choice(["red", "green"], 200), categories=["red", "green", "blue"])
+    frame = pd.DataFrame({"colour": colours, "size": rng.integers(0, 4, 200)})
+    frame.loc[5, "colour"] = None
+    model = daskgmm.CategoricalMixture(2, missing="skip", random_state=0).fit(frame)
+    codes = np.column_stack([pd.Categorical(frame.colour).codes, frame["size"]]).astype(float)
+    codes[5, 0] = np.nan
+    assert [some.tolist() for some in model.categories_] == [["red", "green", "blue"], [0, 1, 2, 3]]
+    model.save(tmp_path / "model.zarr")
+    loaded = daskgmm.load(tmp_path / "model.zarr")
+    other = frame.assign(colour=frame.colour.astype(str).where(frame.colour.notna()))  # no longer categories
+    for known in (model, loaded):
+        np.testing.assert_array_equal(known.score_samples(other), model.score_samples(frame))
+    assert np.isfinite(model.score_samples(frame)).all()
+    with pytest.raises(ValueError, match=r"'pink' at row 7, column 'colour', not among the categories"):
+        loaded.predict(other.assign(colour=other.colour.mask(other.index == 7, "pink")))
 
 
 @every_family
