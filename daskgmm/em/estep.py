@@ -199,7 +199,7 @@ def strips(x: npt.NDArray[np.generic], weights: Array | None) -> Iterator[tuple[
     not depend on where rows were kept.
     """
     rows = max(LARGEST_TILE, _STRIP_VALUES // max(1, x.shape[1]))
-    dtype = np.dtype(np.float32) if x.dtype == np.float32 else DOUBLE
+    dtype = np.dtype(np.float32) if np.can_cast(x.dtype, np.float32) else DOUBLE  # small integers are exact, too
     ready = x.dtype == dtype and x.flags.carray  # for arrays that are read-only, all would be compiled once more
     buffer, none = np.empty((0 if ready else min(rows, len(x)), x.shape[1]), dtype), np.empty(0)
     for at in _spans(len(x), rows):

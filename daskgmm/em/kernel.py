@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from daskgmm.em.distances import distances
-from daskgmm.em.moments import hold, holders, multiply, pool, release, transpose
+from daskgmm.em.moments import hold, holders, multiply, multiply_rows, pool, release, transpose
 from daskgmm.em.softmax import compiled, soften
 
 # What a row of a component costs, and a squared feature of it, where a product with φ costs p a row and component
@@ -108,6 +108,8 @@ def accumulate(
         places,
     ) = room
     loose, diagonal = len(columns) < k, transposed.ndim == 2
+    # Where φ is 1 and the rows themselves, it need not be laid out features first.
+    flat = len(products[0]) == 0 and len(columns) == 0 and len(turn) == 0 and len(scatter) == 0
     used = 0
     for start in range(0, len(x), tile):
         stop = start + tile
@@ -116,6 +118,12 @@ def accumulate(
         if n == 0:
             continue
         used += n
+        if flat:
+            log_joint = joint_buffer[: k * n].reshape(k, n)
+            _joint_of_rows(rows, theta, groups, log_joint)
+            soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods, log_certainties)
+            multiply_rows(rows, log_joint, groups, product, moments)
+            continue
         phi = phi_buffer[: p * n].reshape(p, n)
         phi[0] = 1
         z = phi[1 : d + 1]
@@ -216,6 +224,21 @@ def _joint(phi: Any, theta: Any, groups: Any, wide: bool, side: Any, log_joint: 
             transpose(rows, log_joint[first:last])
         else:
             np.dot(some.T, phi, log_joint[first:last])
+        first = last
+
+
+@compiled
+def _joint_of_rows(rows: Any, theta: Any, groups: Any, log_joint: Any) -> None:
+    """The same, where φ is 1 and the rows (n, d)."""
+    p = rows.shape[1] + 1
+    first: Any = np.intp(0)
+    for last in groups:
+        some = theta[p * first : p * last].reshape(p, last - first)
+        np.dot(some[1:].T, rows.T, log_joint[first:last])
+        for c in range(last - first):
+            joint, constant = log_joint[first + c], some[0, c]
+            for r in range(len(joint)):
+                joint[r] += constant
         first = last
 
 

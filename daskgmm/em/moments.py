@@ -50,6 +50,21 @@ def multiply(
 
 
 @compiled
+def multiply_rows(rows: Any, resp: Any, groups: Any, room: Any, moments: Any) -> None:
+    """The same of all components, where φ is 1 and the rows (n, d)."""
+    d = rows.shape[1]
+    first: Any = np.intp(0)
+    for last in groups:
+        product = room[: (last - first) * d].reshape(last - first, d)
+        np.dot(resp[first:last], rows, product)
+        for c in range(first, last):
+            moments[c, 0] += resp[c].sum()
+            for i in range(d):
+                moments[c, 1 + i] += product[c - first, i]
+        first = last
+
+
+@compiled
 def holders(resp: Any, first: int, last: int, least: float, weights: Any, vectors: Any) -> float:
     """How many of the components from first to last hold each row, as their γ is above a limit, and which does so last.
 
