@@ -230,6 +230,22 @@ def test_one_component_has_the_closed_form(case: Case, gaps: bool) -> None:
 
 
 @every_family
+@with_gaps
+def test_one_hot_responsibilities_give_each_class_its_own_means(case: Case, gaps: bool) -> None:
+    x, y = case.draw(300)
+    x = _gaps(x) if gaps else x
+    family = replace(case.family, partial=gaps)
+    blank = family.blank(3, _frame(family))
+    (stats,) = start_statistics(coded([(x, None)], family.coding), blank, lambda z: np.eye(3)[y].T)
+    found = family.maximize(blank, stats.moments)
+    for k in range(3):
+        alone = case.mixture(1, missing="skip" if gaps else "raise").fit(x[y == k])
+        if not family.leveled or alone.n_levels_.tolist() == list(case.levels):
+            _close(found.means[k], alone.means_[0])
+    _close(found.weights, np.bincount(y) / 300)
+
+
+@every_family
 def test_samples_recover_the_parameters(case: Case) -> None:
     """A million rows: each mean within four standard errors, by the information that rows hold of all parameters."""
     x, y = case.draw(1_000_000)
