@@ -57,7 +57,7 @@ missing_option = click.option(
     type=click.Choice(["raise", "drop", "skip", "fill"]),
     default="raise",
     show_default=True,
-    help="NaN or infinity: refuse it, leave out its row, or only itself (Bernoulli, categorical, Poisson). "
+    help="NaN or infinity: refuse it, leave out its row, or only itself (not in Gaussian families). "
     "fill: chunks that the store lacks hold its fill value.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

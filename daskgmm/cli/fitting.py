@@ -120,7 +120,7 @@ def em_options(tol: float) -> Callable[[F], F]:
 )
 @components_option
 @covariance_option
-@click.option("--alpha", type=click.FloatRange(0), default=0, help="Smoothing of Bernoulli, categorical and Poisson.")
+@click.option("--alpha", type=click.FloatRange(0), default=0, help="Smoothing, of families that are not Gaussian.")
 @click.option(
     "--weight-concentration",
     "weight_concentration_prior",
