@@ -156,17 +156,18 @@ class LeveledMixture(ProductMixture):
         return replace(family, values=tuple(map(tuple, values)), levels=tuple(map(len, values)))
 
     def _open(self, X: Any, sample_weight: Any = None, fitting: bool = False) -> Samples:
+        if fitting:
+            self._names: list[Any] | None = None  # of the levels of each feature, where they are not numbers
         if not hasattr(X, "iloc"):
-            if fitting:
-                self._names = None
             return super()._open(X, sample_weight, fitting)
         if fitting:
-            self._names = [getattr(dtype, "categories", None) for dtype in X.dtypes]
-            categories = tuple(() if names is None else tuple(map(float, range(len(names)))) for names in self._names)
+            known = [np.array(getattr(dtype, "categories", ())) for dtype in X.dtypes]
+            names = self._names = [None if some.dtype.kind in "biuf" else some for some in known]
+            places = [some if name is None else range(len(name)) for some, name in zip(known, names, strict=True)]
+            categories = tuple(tuple(map(float, some)) for some in places)
         else:
-            categories = ()
-            self._names = [None if some.dtype.kind == "f" else some for some in self.categories_]
-        columns = {name: _codes(X[name], names) for name, names in zip(X.columns, self._names, strict=True)}
+            names, categories = [None if some.dtype.kind == "f" else some for some in self.categories_], ()
+        columns = {column: _codes(X[column], name) for column, name in zip(X.columns, names, strict=False)}
         return replace(super()._open(X.assign(**columns), sample_weight, fitting), categories=categories)
 
     def _candidate(self, samples: Samples) -> Candidate:
@@ -199,7 +200,7 @@ class LeveledMixture(ProductMixture):
 def _codes(column: Any, names: Any) -> Any:
     """A column of a DataFrame as the places of its values among the categories, NaN where one is missing."""
     if names is None:
-        return column
+        return column.astype(float)
     places = dict(zip(names, range(len(names)), strict=True))
     unknown = [(row, value) for row, value in column.items() if value not in places and value == value]
     if unknown:
