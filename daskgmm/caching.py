@@ -24,7 +24,7 @@ _SHARE_HERE = 0.25  # of the memory that this process may use, which has other t
 
 def cached(samples: Samples, persist: bool | Literal["auto"]) -> Samples:
     """The samples with their rows kept in memory, if that is asked for or, with "auto", if they fit there."""
-    row = samples.n_features * samples.dtype.itemsize + (0 if samples.source.weight is None else 8)
+    row = samples.n_features * samples.dtype.itemsize + 8 * len(samples.source.beside)
     if samples.in_memory or not persist or (persist == "auto" and samples.n * row > _room(samples)):
         return samples
     graph, keys = tasks(samples, _pieces)
@@ -33,7 +33,7 @@ def cached(samples: Samples, persist: bool | Literal["auto"]) -> Samples:
 
 
 def _pieces(block: Block, pieces: Iterator[Rows]) -> list[Rows]:
-    return [(np.ascontiguousarray(x), w) for x, w in pieces]
+    return [(np.ascontiguousarray(x), beside) for x, beside in pieces]
 
 
 def _room(samples: Samples) -> float:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from daskgmm.data.blocks import Samples, of_numpy
+from daskgmm.data.checks import Beside
 from daskgmm.data.survey import Survey
 from daskgmm.em.loop import EM, EMState, Info
 from daskgmm.em.moves import moves
@@ -175,7 +176,7 @@ def enough(survey: Survey, family: Family, k: int) -> bool:
 
 def _in_memory(survey: Survey) -> Samples:
     """The survey's sample as samples."""
-    return of_numpy([survey.sample], survey.sample.shape[:1], survey.sample.shape[1], survey.sample_weight)
+    return of_numpy([survey.sample], survey.sample.shape[:1], survey.sample.shape[1], Beside(survey.sample_weight))
 
 
 def _starts(

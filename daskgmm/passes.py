@@ -25,6 +25,7 @@ import numpy.typing as npt
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Block, Region, Samples, Source, whole
 from daskgmm.em.estep import Rows, coded, compile_statistics, completed, sums
+from daskgmm.em.known import others
 from daskgmm.em.prepared import Precision, Prepared, kind, prepare
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
@@ -206,7 +207,8 @@ def tasks(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) ->
             source_key,
             replace(block, keys=()),
             chunks,
-            samples.source.weight is not None,
+            samples.source.beside,
+            samples.unlabelled,
             kept,
             *([] if own is None else [[own[i]]]),
         )
@@ -223,20 +225,20 @@ def _run(
     source: Source | None,
     block: Block,
     chunks: Any,
-    weighted: bool,
+    beside: tuple[str, ...],
+    unlabelled: bool,
     kept: Sequence[Rows] | None,
     own: Sequence[Any] = (),
 ) -> Any:
-    pieces = _pieces(source, block, chunks, weighted) if kept is None else iter(kept)
+    pieces = _pieces(source, block, chunks, beside) if kept is None else iter(kept)
     with single_blas():
-        return kernel(block, pieces, *own)
+        return kernel(block, others(pieces) if unlabelled else pieces, *own)
 
 
-def _pieces(source: Source | None, block: Block, chunks: Any, weighted: bool) -> Iterator[Rows]:
+def _pieces(source: Source | None, block: Block, chunks: Any, beside: tuple[str, ...]) -> Iterator[Rows]:
     if source is None:
         for region, arrays in zip(block.regions, chunks, strict=True):
-            *features, weight = arrays if weighted else (*arrays, None)
-            yield Source(tuple(features), weight).read(whole(len(region)))
+            yield Source.of(arrays, beside).read(whole(len(region)))
     elif source.home is None:
         yield from map(source.read, block.regions)
     else:

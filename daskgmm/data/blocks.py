@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from daskgmm.data.checks import ALONE, Beside, check_extent
 from daskgmm.families.coding import PLAIN, Coding
-from daskgmm.families.frame import Array
 
 Region = tuple[slice, ...]
 
@@ -32,21 +32,35 @@ _JOINED_VALUES, _LEAST_JOINED = 2**23, 32
 
 @dataclass(frozen=True)
 class Source:
-    """Arrays to read from: one with the features last, or one a feature; and perhaps weights."""
+    """Arrays to read from: one with the features last, or one a feature; and perhaps weights and labels."""
 
     arrays: tuple[Any, ...]  # each read by `array[region]`
     weight: Any | None = None  # the shape of the sample dimensions
+    labels: Any | None = None  # the same: the component of each row, where it is known
     home: Any | None = None  # of arrays in a store; its `check` raises where that cannot be seen
 
-    def read(self, region: Region) -> tuple[npt.NDArray[np.generic], Array | None]:
-        """The rows of a region, x (n, d), and their weights (n,)."""
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Which arrays there are beside those of the features."""
+        return tuple(name for name in ("weight", "labels") if getattr(self, name) is not None)
+
+    @staticmethod
+    def of(arrays: Sequence[Any], beside: Sequence[str]) -> Source:
+        """Of the features' arrays, and then those beside them."""
+        n = len(arrays) - len(beside)
+        return Source(tuple(arrays[:n]), **dict(zip(beside, arrays[n:], strict=True)))
+
+    def read(self, region: Region) -> tuple[npt.NDArray[np.generic], Any]:
+        """The rows of a region, x (n, d), and their weights (n,); where there are labels, with these as a pair."""
         parts = [np.asarray(array[region]) for array in self.arrays]
         if parts[0].ndim > len(region):
             x = parts[0].reshape(-1, parts[0].shape[-1])
         else:
             x = np.stack([part.reshape(-1) for part in parts], axis=1)
-        weight = None if self.weight is None else np.asarray(self.weight[region]).reshape(-1)
-        return x, weight
+        weight, labels = (
+            None if array is None else np.asarray(array[region]).reshape(-1) for array in (self.weight, self.labels)
+        )
+        return x, weight if labels is None else (weight, labels)
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Block:
     index: int
     start: int  # position of its first row in the order of blocks and regions
     regions: tuple[Region, ...]
-    keys: tuple[tuple[Any, ...], ...] = ()  # of dask arrays: those of each region, its weights' last
+    keys: tuple[tuple[Any, ...], ...] = ()  # of dask arrays: those of each region, its weights' and labels' last
 
     @property
     def n(self) -> int:
@@ -88,6 +102,7 @@ class Samples:
     graph: Mapping[Any, Any] = field(default_factory=dict)  # of dask arrays, in place of the source
     kept: tuple[tuple[Any, Any], ...] = ()  # of each block, in place of both: a key, and the future of its pieces
     coding: Coding = PLAIN  # what its values mean to the family
+    unlabelled: bool = False  # do only those rows count whose component is not known?
 
     @property
     def n(self) -> int:
@@ -224,61 +239,16 @@ def joined(samples: Samples) -> Samples:
 
 
 def of_numpy(
-    arrays: Sequence[npt.NDArray[np.generic]], shape: tuple[int, ...], n_features: int, weight: Any = None
+    arrays: Sequence[npt.NDArray[np.generic]], shape: tuple[int, ...], n_features: int, beside: Beside = ALONE
 ) -> Samples:
     """Samples in this process's memory."""
     check_extent(shape, n_features)
-    weight = weights_of(weight, shape)
     values = max(_REGION_VALUES // 8, math.prod(shape) * n_features // _MEMORY_BLOCKS)
     return Samples(
         shape,
         n_features,
         np.result_type(*arrays),
         regular_blocks(shape, n_features, (1, *shape[1:]), values=min(BLOCK_VALUES, values)),
-        Source(tuple(arrays), None if weight is None else np.asarray(weight)),
+        Source(tuple(arrays), *(None if array is None else np.asarray(array) for array in beside.checked(shape))),
         in_memory=True,
     )
-
-
-def weights_of(weight: Any, shape: tuple[int, ...]) -> Any:
-    """Weights as an array, if there are any: one a sample.
-
-    Raises
-    ------
-    ValueError
-        Of another shape than the samples, or not numbers.
-    """
-    if weight is None:
-        return None
-    weight = weight if hasattr(weight, "dtype") else np.asarray(weight)
-    if weight.shape != shape:
-        raise ValueError(f"sample_weight.shape == {weight.shape}, expected {shape}: give one weight a sample")
-    check_real(weight.dtype, "sample_weight")
-    return weight
-
-
-def check_extent(shape: tuple[int, ...], n_features: int) -> None:
-    """Refuse what holds nothing, with scikit-learn's words.
-
-    Raises
-    ------
-    ValueError
-    """
-    if n_features == 0:
-        raise ValueError(f"0 feature(s) (shape={(*shape, 0)}) while a minimum of 1 is required.")
-    if math.prod(shape) == 0:
-        raise ValueError(
-            f"Found array with 0 sample(s) (shape={(*shape, n_features)}) while a minimum of 1 is required."
-        )
-
-
-def check_real(dtype: np.dtype[Any], what: str) -> None:
-    """Refuse values that are not real numbers.
-
-    Raises
-    ------
-    ValueError
-    """
-    if dtype.kind not in "biuf":
-        remedy = "fit the real and imaginary parts as features" if dtype.kind == "c" else "convert them first"
-        raise ValueError(f"{what} has dtype {dtype}, but a mixture needs real numbers: {remedy}")

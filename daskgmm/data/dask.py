@@ -11,10 +11,11 @@ import dask.array as da
 import numpy as np
 from dask.core import flatten
 
-from daskgmm.data.blocks import BLOCK_VALUES, Block, Region, Samples, Source, check_extent, region_size, weights_of
+from daskgmm.data.blocks import BLOCK_VALUES, Block, Region, Samples, Source, region_size
+from daskgmm.data.checks import ALONE, Beside, check_extent
 
 
-def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, weight: Any = None) -> Samples:
+def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, beside: Beside = ALONE) -> Samples:
     """Samples in dask arrays: one with the features last, or one a feature.
 
     A row's features are needed side by side: chunks over the features are joined and all arrays chunked
@@ -32,8 +33,8 @@ def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, weig
     chunks = tuple(tuple(c for c in axis if c) for axis in arrays[0].chunks[:ndim])
     arrays = [a.rechunk(chunks + tuple((size,) for size in a.shape[ndim:])) for a in arrays]
     dtype = np.result_type(*(a.dtype for a in arrays))
-    if (weight := weights_of(weight, shape)) is not None:
-        arrays.append(da.asarray(weight).rechunk(chunks))
+    beside = Beside(*(None if a is None else da.asarray(a).rechunk(chunks) for a in beside.checked(shape)))
+    arrays += [a for a in beside if a is not None]
     graph: dict[Any, Any] = {}
     for array, optimized in zip(arrays, dask.optimize(*arrays), strict=True):
         graph.update(optimized.__dask_graph__())
@@ -60,7 +61,7 @@ def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, weig
         n_features,
         dtype,
         tuple(blocks),
-        Source((), None if weight is None else arrays[-1]),
+        Source((), *beside),
         region_bytes=max((block.n for block in blocks), default=0) * n_features * dtype.itemsize,
         graph=graph,
     )

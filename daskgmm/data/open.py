@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import zarr
 
-from daskgmm.data.blocks import Samples, check_real, of_numpy
+from daskgmm.data.blocks import Samples, of_numpy
+from daskgmm.data.checks import Beside, check_real
 from daskgmm.data.zarr import Home, check_complete, of_zarr, open_store
 
 
@@ -21,6 +22,7 @@ def open_samples(
     array: str | None = None,
     variables: Sequence[str] | None = None,
     sample_weight: Any = None,
+    labels: Any = None,
     missing: str = "raise",
 ) -> Samples:
     """See any supported input as samples.
@@ -36,6 +38,8 @@ def open_samples(
         of their names.
     sample_weight : array-like, optional
         Of the shape of the sample dimensions.
+    labels : array-like of int, optional
+        Of the same shape: the component of each sample, -1 where it is not known.
     missing : {"raise", "drop", "skip", "fill"}
         What chunks that a store lacks mean: an error; missing values where the fill value is NaN; the fill value.
 
@@ -46,50 +50,52 @@ def open_samples(
     TypeError
         An input of another kind.
     """
-    if isinstance(sample_weight, zarr.Array):
-        _check_chunks(sample_weight, missing)
-    return _open(data, array, variables, sample_weight, missing)
+    beside = Beside(sample_weight, labels)
+    for each in beside:
+        if isinstance(each, zarr.Array):
+            _check_chunks(each, missing)
+    return _open(data, array, variables, beside, missing)
 
 
-def _open(data: Any, array: str | None, variables: Sequence[str] | None, weight: Any, missing: str) -> Samples:
+def _open(data: Any, array: str | None, variables: Sequence[str] | None, beside: Beside, missing: str) -> Samples:
     if isinstance(data, str | os.PathLike):
         data = open_store(data)
     if array is not None and not (isinstance(data, zarr.Group) or hasattr(data, "data_vars")):
         raise ValueError(f"there is no array {array!r}, as the data are one array themselves: give no name")
     if isinstance(data, zarr.Group | zarr.Array):
         samples = (
-            _of_group(data, array, variables, weight, missing)
+            _of_group(data, array, variables, beside, missing)
             if isinstance(data, zarr.Group)
-            else _of_array(data, weight, missing)
+            else _of_array(data, beside, missing)
         )
         return replace(samples, source=replace(samples.source, home=Home.of(data)))
     xr = sys.modules.get("xarray")  # whoever has an xarray object has imported it
     if xr is not None and isinstance(data, xr.Dataset | xr.DataArray):
-        return _of_xarray(data, array, variables, weight)
+        return _of_xarray(data, array, variables, beside)
     if hasattr(data, "__dask_graph__"):
         import dask.array as da
 
         if isinstance(data, da.Array):
             from daskgmm.data.dask import of_dask
 
-            return of_dask([data], *_features_last(data, "the array"), weight)
+            return of_dask([data], *_features_last(data, "the array"), beside)
     elif hasattr(data, "ndim"):
         data = np.asarray(data)
-        return of_numpy([data], *_features_last(data, "the array"), weight)
+        return of_numpy([data], *_features_last(data, "the array"), beside)
     raise TypeError(
         f"cannot read samples from {type(data).__name__}: give an array, a dask array, an xarray object "
         "or the path of a Zarr store"
     )
 
 
-def _of_array(array: zarr.Array[Any], weight: Any, missing: str) -> Samples:
+def _of_array(array: zarr.Array[Any], beside: Beside, missing: str) -> Samples:
     shape, n_features = _features_last(array, "the array")
     _check_chunks(array, missing)
-    return of_zarr([array], shape, n_features, weight)
+    return of_zarr([array], shape, n_features, beside)
 
 
 def _of_group(
-    group: zarr.Group, array: str | None, variables: Sequence[str] | None, weight: Any, missing: str
+    group: zarr.Group, array: str | None, variables: Sequence[str] | None, beside: Beside, missing: str
 ) -> Samples:
     arrays = dict(group.arrays())
     there = ", ".join(sorted(name for name, member in arrays.items() if _dims(member) != [name])) or "none"
@@ -106,11 +112,11 @@ def _of_group(
             )
         for name in names:
             _check_chunks(arrays[name], missing, ds[name].encoding.get("_FillValue", np.nan))
-        return _of_xarray(ds, array, names, weight)
+        return _of_xarray(ds, array, names, beside)
     if not named and len(arrays) != 1:
         raise ValueError(f"{group.store_path} holds {len(arrays)} arrays ({there}): name one, or the variables to use")
     if array is not None or not named:
-        return _of_array(arrays[array or next(iter(arrays))], weight, missing)
+        return _of_array(arrays[array or next(iter(arrays))], beside, missing)
     members = [arrays[name] for name in named]
     for name, member in zip(named, members, strict=True):
         check_real(member.dtype, f"array {name!r}")
@@ -120,7 +126,7 @@ def _of_group(
                 "name arrays of one shape, one a feature"
             )
         _check_chunks(member, missing)
-    return replace(of_zarr(members, members[0].shape, len(members), weight), names=tuple(named))
+    return replace(of_zarr(members, members[0].shape, len(members), beside), names=tuple(named))
 
 
 def _dataset(group: zarr.Group, dropped: list[str]) -> Any:
@@ -130,12 +136,12 @@ def _dataset(group: zarr.Group, dropped: list[str]) -> Any:
     return xr.open_zarr(group.store, group=group.path or None, chunks=None, consolidated=False, drop_variables=dropped)
 
 
-def _of_xarray(data: Any, array: str | None, variables: Sequence[str] | None, weight: Any) -> Samples:
+def _of_xarray(data: Any, array: str | None, variables: Sequence[str] | None, beside: Beside) -> Samples:
     from daskgmm.data.xarray import of_dataarray, of_dataset, variable
 
     if not hasattr(data, "data_vars"):
-        return of_dataarray(data, weight)
-    return of_dataset(data, variables, weight) if array is None else of_dataarray(variable(data, array), weight)
+        return of_dataarray(data, beside)
+    return of_dataset(data, variables, beside) if array is None else of_dataarray(variable(data, array), beside)
 
 
 def _features_last(array: Any, what: str) -> tuple[tuple[int, ...], int]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.blocks import Block, Samples
-from daskgmm.em.estep import Rows
+from daskgmm.em.known import Labelled, split
 from daskgmm.families.coding import PLAIN, Coding
 from daskgmm.families.frame import Array
 
@@ -28,6 +28,9 @@ class Survey:
     bad: tuple[int, int, float] | None  # first value that is not finite: position of the row, feature, value
     wrong: tuple[int, int, float] | None  # first finite one that the family does not take
     bad_weight: tuple[int, float] | None  # first weight that is negative or not finite
+    bad_label: tuple[int, float] | None  # first label that is not one of a component, nor -1
+    sample_labels: npt.NDArray[np.intp]  # (m,) the components of the sampled rows, -1 where they are not known
+    n_known: int  # rows whose component is known
 
     @property
     def complete(self) -> bool:
@@ -47,6 +50,9 @@ def merge(surveys: Sequence[Survey]) -> Survey:
         min((s.bad for s in surveys if s.bad), default=None),
         min((s.wrong for s in surveys if s.wrong), default=None),
         min((s.bad_weight for s in surveys if s.bad_weight), default=None),
+        min((s.bad_label for s in surveys if s.bad_label), default=None),
+        np.concatenate([s.sample_labels for s in surveys]),
+        sum(s.n_known for s in surveys),
     )
 
 
@@ -61,20 +67,26 @@ def draw(samples: Samples, size: int, rng: np.random.RandomState) -> list[npt.ND
 
 
 def survey_block(
-    block: Block, pieces: Iterator[Rows], positions: npt.NDArray[np.int64], coding: Coding = PLAIN
+    block: Block, pieces: Iterator[Labelled], positions: npt.NDArray[np.int64], coding: Coding = PLAIN, k: int = 0
 ) -> Survey:
-    """Survey one block; ``positions`` of the rows to sample."""
+    """Survey one block; ``positions`` of the rows to sample, labels are to be those of k components."""
     found = []
     start = block.start
-    for x, weights in pieces:
+    for x, beside in pieces:
         inside = positions[(positions >= start) & (positions < start + len(x))] - start
-        found.append(_survey(x, weights, inside, start, coding))
+        found.append(_survey(x, *split(beside), inside, start, coding, k))
         start += len(x)
     return merge(found)
 
 
 def _survey(
-    x: npt.NDArray[Any], weights: Array | None, inside: npt.NDArray[np.int64], start: int, coding: Coding
+    x: npt.NDArray[Any],
+    weights: Array | None,
+    labels: npt.NDArray[Any] | None,
+    inside: npt.NDArray[np.int64],
+    start: int,
+    coding: Coding,
+    k: int,
 ) -> Survey:
     w = np.ones(len(x)) if weights is None else weights.astype(np.float64)
     finite = np.isfinite(x)
@@ -90,6 +102,7 @@ def _survey(
     kept = x if used.all() else x[used]
     d = x.shape[1]
     inside = inside[used[inside]]
+    known, bad_label = (None, None) if labels is None else _components(labels, start, k)
     return Survey(
         int(used.sum()),
         float(w[used].sum()),
@@ -100,7 +113,21 @@ def _survey(
         bad,
         wrong,
         bad_weight,
+        bad_label,
+        np.full(len(inside), -1) if known is None else known[inside],
+        0 if known is None else int((known[used] >= 0).sum()),
     )
+
+
+def _components(labels: npt.NDArray[Any], start: int, k: int) -> tuple[npt.NDArray[np.intp], tuple[int, float] | None]:
+    """Labels as numbers of k components, -1 where there is none, and the first one that is neither."""
+    values = labels.astype(np.float64)
+    good = (values >= -1) & (values < k) & (values == np.floor(values))
+    found = np.where(good, values, -1).astype(np.intp)
+    if good.all():
+        return found, None
+    row = int(np.argmin(good))
+    return found, (start + row, float(values[row]))
 
 
 def _first(mask: npt.NDArray[np.bool_], x: npt.NDArray[Any], start: int) -> tuple[int, int, float] | None:

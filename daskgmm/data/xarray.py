@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from daskgmm.data.blocks import Samples, check_real, of_numpy
+from daskgmm.data.blocks import Samples, of_numpy
+from daskgmm.data.checks import ALONE, Beside, check_real
 from daskgmm.data.dask import of_dask
 from daskgmm.data.zarr import of_stored
 
 
-def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, weight: Any = None) -> Samples:
+def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, beside: Beside = ALONE) -> Samples:
     """Samples of a Dataset: one feature a variable, one sample a point of the dimensions they share.
 
     Raises
@@ -41,12 +42,12 @@ def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, weight: Any = No
     if not dims:
         raise ValueError("the variables have no dimensions, so there is one sample: give arrays")
     parts = [array.variable.transpose(*dims) for array in arrays]
-    samples = _of_variables(parts, parts[0].shape, len(parts), _weight(weight, ds, dims))
+    samples = _of_variables(parts, parts[0].shape, len(parts), _aligned(beside, ds, dims))
     flags = tuple(tuple(map(float, np.ravel(array.attrs.get("flag_values", ())))) for array in arrays)
     return replace(samples, names=names, categories=flags, dims=tuple(map(str, dims)), coords=_coords(ds, dims))
 
 
-def of_dataarray(array: xr.DataArray, weight: Any = None) -> Samples:
+def of_dataarray(array: xr.DataArray, beside: Beside = ALONE) -> Samples:
     """Samples of a DataArray whose last dimension holds the features.
 
     Raises
@@ -61,7 +62,7 @@ def of_dataarray(array: xr.DataArray, weight: Any = None) -> Samples:
         )
     check_real(array.dtype, "the DataArray")
     dims = array.dims[:-1]
-    samples = _of_variables([array.variable], array.shape[:-1], array.shape[-1], _weight(weight, array, dims))
+    samples = _of_variables([array.variable], array.shape[:-1], array.shape[-1], _aligned(beside, array, dims))
     labels = array.coords.get(array.dims[-1])
     named = labels is not None and labels.dtype.kind in "UOT"
     return replace(
@@ -93,16 +94,16 @@ def wrap(samples: Samples, array: Any, name: str) -> Any:
     return xr.DataArray(array, coords=samples.coords, dims=(*samples.dims, *extra), name=name)
 
 
-def _of_variables(parts: Sequence[xr.Variable], shape: tuple[int, ...], n_features: int, weight: Any) -> Samples:
+def _of_variables(parts: Sequence[xr.Variable], shape: tuple[int, ...], n_features: int, beside: Beside) -> Samples:
     if chunked := [part for part in parts if part.chunks is not None]:
-        return of_dask([part.chunk(chunked[0].chunksizes).data for part in parts], shape, n_features, weight)
+        return of_dask([part.chunk(chunked[0].chunksizes).data for part in parts], shape, n_features, beside)
     if all(part._in_memory for part in parts):
-        return of_numpy([part.values for part in parts], shape, n_features, weight)
+        return of_numpy([part.values for part in parts], shape, n_features, beside)
     dims = parts[0].dims[: len(shape)]
     grids = [part.encoding.get("preferred_chunks", {}) for part in parts]  # dims in the order of storage
     shards = [dict(zip(g, p.encoding.get("shards") or (), strict=False)) for g, p in zip(grids, parts, strict=True)]
     chunks = _common(dims, grids, (1, *shape[1:]))  # a file that is not chunked: some rows at a time
-    return of_stored(parts, shape, n_features, chunks, _common(dims, shards, chunks), weight)
+    return of_stored(parts, shape, n_features, chunks, _common(dims, shards, chunks), beside)
 
 
 def _common(dims: Sequence[Any], grids: Sequence[Mapping[Any, int]], otherwise: Sequence[int]) -> list[int]:
@@ -117,15 +118,18 @@ def _coords(source: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> dict[Any,
     return {name: c.variable for name, c in source.coords.items() if set(c.dims) <= set(dims)}
 
 
-def _weight(weight: Any, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> Any:
-    if not isinstance(weight, xr.DataArray):
-        return weight
-    if set(weight.dims) != set(dims):
-        raise ValueError(f"sample_weight has dimensions {weight.dims}, expected {dims}: give one weight a sample")
+def _aligned(beside: Beside, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> Beside:
+    return Beside(*(_aligned_array(name, array, samples, dims) for name, array in beside.named))
+
+
+def _aligned_array(name: str, array: Any, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> Any:
+    if not isinstance(array, xr.DataArray):
+        return array
+    if set(array.dims) != set(dims):
+        one = "label" if name == "labels" else "weight"
+        raise ValueError(f"{name} has dimensions {array.dims}, expected {dims}: give one {one} a sample")
     try:
-        xr.align(samples, weight, join="exact", copy=False)
+        xr.align(samples, array, join="exact", copy=False)
     except ValueError as error:
-        raise ValueError(
-            "sample_weight has other coordinates than the samples: give it theirs (xarray.align)"
-        ) from error
-    return weight.transpose(*dims).variable
+        raise ValueError(f"{name} has other coordinates than the samples: give it theirs (xarray.align)") from error
+    return array.transpose(*dims).variable

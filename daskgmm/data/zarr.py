@@ -15,7 +15,8 @@ from dask.base import is_dask_collection
 from zarr.abc.store import Store
 from zarr.core.sync import sync
 
-from daskgmm.data.blocks import Samples, Source, check_extent, region_size, regular_blocks, weights_of
+from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
+from daskgmm.data.checks import ALONE, Beside, check_extent
 
 
 def open_store(store: str | os.PathLike[str]) -> zarr.Array[Any] | zarr.Group:
@@ -36,12 +37,14 @@ def open_store(store: str | os.PathLike[str]) -> zarr.Array[Any] | zarr.Group:
         ) from error
 
 
-def of_zarr(arrays: Sequence[zarr.Array[Any]], shape: tuple[int, ...], n_features: int, weight: Any = None) -> Samples:
+def of_zarr(
+    arrays: Sequence[zarr.Array[Any]], shape: tuple[int, ...], n_features: int, beside: Beside = ALONE
+) -> Samples:
     """Samples in Zarr arrays: one with the features last, or one a feature."""
     ndim = len(shape)
     chunks = _common(array.chunks[:ndim] for array in arrays)
     shards = _common((array.shards or array.chunks)[:ndim] for array in arrays)
-    return of_stored(arrays, shape, n_features, chunks, shards, weight)
+    return of_stored(arrays, shape, n_features, chunks, shards, beside)
 
 
 def of_stored(
@@ -50,19 +53,19 @@ def of_stored(
     n_features: int,
     chunks: Sequence[int],
     shards: Sequence[int],
-    weight: Any = None,
+    beside: Beside = ALONE,
 ) -> Samples:
     """Samples in arrays that are read region by region, by whoever needs them."""
     check_extent(shape, n_features)
     dtype = np.result_type(*(array.dtype for array in arrays))
     blocks = regular_blocks(shape, n_features, chunks, shards)
-    weight = weights_of(weight, shape)
+    beside = beside.checked(shape)
     return Samples(
         shape,
         n_features,
         dtype,
         blocks,
-        Source(tuple(arrays), np.asarray(weight) if is_dask_collection(weight) else weight),
+        Source(tuple(arrays), *(np.asarray(array) if is_dask_collection(array) else array for array in beside)),
         region_bytes=max((region_size(r) for b in blocks[:1] for r in b.regions), default=0)
         * n_features
         * dtype.itemsize,

@@ -1,0 +1,71 @@
+"""What input must be, whatever holds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Beside(NamedTuple):
+    """What a user gives for each sample."""
+
+    weight: Any = None
+    labels: Any = None
+
+    @property
+    def named(self) -> Iterator[tuple[str, Any]]:
+        return zip(("sample_weight", "labels"), self, strict=True)
+
+    def checked(self, shape: tuple[int, ...]) -> Beside:
+        """As arrays of the shape of the sample dimensions.
+
+        Raises
+        ------
+        ValueError
+            Of another shape than the samples, or not numbers.
+        """
+        return Beside(*(_one_a_sample(name, array, shape) for name, array in self.named))
+
+
+ALONE = Beside()
+
+
+def _one_a_sample(name: str, array: Any, shape: tuple[int, ...]) -> Any:
+    if array is None:
+        return None
+    array = array if hasattr(array, "dtype") else np.asarray(array)
+    if array.shape != shape:
+        one = "label" if name == "labels" else "weight"
+        raise ValueError(f"{name}.shape == {array.shape}, expected {shape}: give one {one} a sample")
+    check_real(array.dtype, name)
+    return array
+
+
+def check_extent(shape: tuple[int, ...], n_features: int) -> None:
+    """Refuse what holds nothing, with scikit-learn's words.
+
+    Raises
+    ------
+    ValueError
+    """
+    if n_features == 0:
+        raise ValueError(f"0 feature(s) (shape={(*shape, 0)}) while a minimum of 1 is required.")
+    if math.prod(shape) == 0:
+        raise ValueError(
+            f"Found array with 0 sample(s) (shape={(*shape, n_features)}) while a minimum of 1 is required."
+        )
+
+
+def check_real(dtype: np.dtype[Any], what: str) -> None:
+    """Refuse values that are not real numbers.
+
+    Raises
+    ------
+    ValueError
+    """
+    if dtype.kind not in "biuf":
+        remedy = "fit the real and imaginary parts as features" if dtype.kind == "c" else "convert them first"
+        raise ValueError(f"{what} has dtype {dtype}, but a mixture needs real numbers: {remedy}")
