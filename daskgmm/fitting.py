@@ -16,10 +16,12 @@ from daskgmm.caching import cached
 from daskgmm.climbing import Options, climb, enough, starts
 from daskgmm.data.blocks import Samples, joined, outsider, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
+from daskgmm.em.known import Known
 from daskgmm.em.loop import EM, EMState, Info, run, surviving
 from daskgmm.families.base import Family
 from daskgmm.passes import EMPass, check_memory, gather
 from daskgmm.seeding import Start
+from daskgmm.supervision import KnownPass, known_start, known_sums
 
 _FRAME_ROWS = 10_000  # sampled for the frame where nothing else asks for a sample
 
@@ -54,6 +56,7 @@ class _Started:
     survey: Survey
     history: list[Info]  # of the sample
     n_passes: int  # over all of the data
+    rows_known: Known | None  # those whose component is
 
     def ended(self, states: Sequence[EMState], shared: Sequence[Info], n_passes: int) -> Fit | ValueError:
         """The best of the states, after shared passes over the data; or why the first failed, if all did."""
@@ -89,7 +92,8 @@ def fit_mixtures(
 ) -> list[Fit | ValueError]:
     """Fit each candidate as if it were alone, but in passes over the data that they share; or say why one cannot be.
 
-    What concerns the data, ``subsample``, ``missing`` and ``persist``, is taken from the first one's options.
+    What concerns the data, ``subsample``, ``missing`` and ``persist``, is taken from the first one's options. Labels
+    are of the components of one candidate, and there is no other.
 
     Raises
     ------
@@ -102,6 +106,7 @@ def fit_mixtures(
     check_memory(samples)
     samples = replace(cached(joined(samples), options.persist), coding=candidates[0].family.coding)
     survey = survey_samples(samples, options, rng)
+    samples = replace(samples, unlabelled=samples.source.labels is not None)
     rngs = [rng, *(deepcopy(rng) for _ in candidates[1:])]  # each draws as it would alone
     started: list[_Started | ValueError] = []
     for candidate, own in zip(candidates, rngs, strict=True):
@@ -117,8 +122,9 @@ def fit_mixtures(
 
     codings = [fit.em.family.coding for fit in started if isinstance(fit, _Started)]
     one_pass = EMPass(replace(samples, coding=codings[0]) if codings else samples)
+    known = [fit.rows_known for fit in started if isinstance(fit, _Started) and fit.rows_known is not None]
     pairs = [(fit.em, state) for fit in started if isinstance(fit, _Started) for state in fit.states]
-    states = iter(run(pairs, one_pass, on_info))
+    states = iter(run(pairs, KnownPass(one_pass, known[0]) if known else one_pass, on_info))
     return [
         fit.ended(list(islice(states, len(fit.states))), shared, one_pass.n) if isinstance(fit, _Started) else fit
         for fit in started
@@ -155,16 +161,24 @@ def _start(
         history.append(info)
         watch(info)
 
-    n_passes = 1
+    n_passes, rows_known = 1, None
+    if survey.n_known:
+        rows_known, used = known_sums(samples, survey, em, k)
+        n_passes += used
     if (parameters := known.parameters(frame)) is not None:
         states = [EMState(parameters, previous_bound=known.previous_bound)]
+    elif rows_known is not None:
+        state, used = known_start(samples, survey, em, rows_known, options, known, rng)
+        states, n_passes = [state], n_passes + used
     elif climbs:
         states = [climb(em, survey, options, known, rng, on_info)]
     else:
         states, used = starts(samples, em, survey, options, known, rng)
         n_passes += used
+    if survey.n_known and (free := survey.sample_labels < 0).any():  # on none of the others may a component start again
+        em = replace(em, sample=em.sample[free])
     single = options.accelerate and options.subsample is not None and not survey.complete
-    return _Started(replace(em, single=single), states, survey, history, n_passes)
+    return _Started(replace(em, single=single), states, survey, history, n_passes, rows_known)
 
 
 def survey_samples(samples: Samples, options: Options, rng: np.random.RandomState) -> Survey:
@@ -173,14 +187,23 @@ def survey_samples(samples: Samples, options: Options, rng: np.random.RandomStat
     Raises
     ------
     ValueError
-        No rows, fewer than components, a value or weight that is not finite: the first one is named.
+        No rows, fewer than components, a value or weight that is not finite, a label that is not one of a component:
+        the first one is named.
     """
     size = options.subsample or (samples.n if samples.in_memory else _FRAME_ROWS)
-    survey = merge(gather(samples, partial(survey_block, coding=samples.coding), draw(samples, size, rng)))
+    k = options.n_components
+    kernel = partial(survey_block, coding=samples.coding, k=k)
+    survey = merge(gather(samples, kernel, draw(samples, size, rng)))
     if survey.bad_weight is not None:
         position, value = survey.bad_weight
         raise ValueError(
             f"sample_weight is {value} at {samples.locate(position)}: weights must be finite and not negative"
+        )
+    if survey.bad_label is not None:
+        position, value = survey.bad_label
+        raise ValueError(
+            f"labels is {value:g} at {samples.locate(position)}, but with n_components={k} a label is a whole number "
+            f"from 0 to {k - 1}, or -1 where the component is not known: number them so"
         )
     if survey.wrong is not None:
         position, feature, value = survey.wrong

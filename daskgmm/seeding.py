@@ -17,6 +17,7 @@ from threadpoolctl import ThreadpoolController
 
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.em.estep import Rows, coded, framed, start_statistics
+from daskgmm.em.known import Known
 from daskgmm.em.loop import look_again
 from daskgmm.em.prepared import Precision
 from daskgmm.em.stats import Stats
@@ -110,6 +111,29 @@ def centres(method: str, rows: Array, weights: Array, k: int, rng: np.random.Ran
     return found
 
 
+def further(method: str, rows: Array, weights: Array, taken: Array, n: int, rng: np.random.RandomState) -> Array:
+    """Centres (n, d) among or between weighted rows (m, d), beside those that are taken (c, d), and far from them.
+
+    As in k-means++, each is drawn with a probability proportional to the squared distance from all before.
+    """
+    if method == "random_from_data":
+        return centres(method, rows, weights, n, rng)
+    drawn, found = np.random.RandomState(int(rng.randint(2**31 - 1))), taken
+    distances = cdist(rows, taken, "sqeuclidean").min(axis=1)
+    for _ in range(n):
+        chances = weights * distances if distances.any() else weights
+        row = rows[drawn.choice(len(rows), p=chances / chances.sum())][None]
+        distances = np.minimum(distances, cdist(rows, row, "sqeuclidean")[:, 0])
+        found = np.concatenate([found, row])
+    if method == "kmeans" and len(rows) >= len(found):
+        from sklearn.cluster import KMeans
+
+        with _libraries().limit(limits=1):
+            kmeans = KMeans(len(found), init=found, n_init=1)
+            found = kmeans.fit(rows, sample_weight=weights).cluster_centers_
+    return found[len(taken) :]
+
+
 @cache  # to look for them takes as long as a small fit
 def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
@@ -142,15 +166,20 @@ def start(
     blank: Components,
     found: Array | None,
     rng: np.random.RandomState,
+    known: Known | None = None,
 ) -> tuple[Any, int]:
-    """Parameters from a first M-step, and the passes: rows belong to the nearest of ``found``, or at random."""
+    """Parameters from a first M-step, and the passes: rows belong to the nearest of ``found``, or at random.
+
+    Those whose component is known are not among the samples: what they add is.
+    """
     kernel = partial(_start, coding=samples.coding, found=found, seed=int(rng.randint(2**31 - 1)))
     n_passes = 0
 
     def one_pass(blanks: Sequence[Components], dtypes: Sequence[Precision] = ()) -> list[Stats]:
         nonlocal n_passes
         n_passes += 1
-        return [total(samples, partial(kernel, blank=blank))[0] for blank in blanks]
+        stats = [total(samples, partial(kernel, blank=blank))[0] for blank in blanks]
+        return [s if known is None else known.beside(s, blank) for s, blank in zip(stats, blanks, strict=True)]
 
     (blank,), (stats,) = look_again([blank], one_pass([blank]), one_pass)
     return family.maximize(blank, stats.moments), n_passes

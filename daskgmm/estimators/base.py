@@ -18,6 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from daskgmm import persistence, prediction
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Samples
+from daskgmm.data.checks import ALONE, Beside
 from daskgmm.data.open import open_samples
 from daskgmm.em.loop import Info
 from daskgmm.families.base import Components
@@ -73,6 +74,10 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         MemoryError
             A block of the data does not fit in a worker's memory.
         """
+        return self._run(X, Beside(sample_weight))
+
+    def _run(self, X: Any, beside: Beside) -> Self:
+        """Fit, watched; a fit that fails leaves the estimator as it was."""
         before = dict(self.__dict__)
         progress = ProgressBar(1 if self.verbose > 1 else self.verbose_interval) if self.verbose else None
         watchers = [_warn_reseeded, *([progress] if progress else []), *self.callbacks]
@@ -84,7 +89,7 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         try:
             self._validate_params()
             with single_blas():  # around the M-steps too: their bits must not depend on this machine's cores
-                self._fit(self._open(X, sample_weight, fitting=True), watch)
+                self._fit(self._open(X, beside, fitting=True), watch)
         except BaseException:
             self.__dict__ = before
             raise
@@ -159,21 +164,22 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.allow_nan = self.missing == "drop"
         return tags
 
-    def _open(self, X: Any, sample_weight: Any = None, fitting: bool = False) -> Samples:
+    def _open(self, X: Any, beside: Beside = ALONE, fitting: bool = False) -> Samples:
         """See X as samples, and check its features against those of the fit or, fitting, remember them."""
         known = None if fitting else getattr(self, "feature_names_in_", None)
         if isinstance(X, Samples):
-            if sample_weight is not None:
-                raise ValueError("sample_weight comes beside samples that are open: give it to open_samples")
+            for name, array in beside.named:
+                if array is not None:
+                    raise ValueError(f"{name} comes beside samples that are open: give it to open_samples")
             samples = X
         elif _is_labelled_or_lazy(X):
             variables = list(known) if known is not None else None
-            samples = open_samples(X, variables=variables, sample_weight=sample_weight, missing=self.missing)
+            samples = open_samples(X, variables=variables, **dict(beside.named), missing=self.missing)
         else:
             X = validate_data(self, X, reset=fitting, ensure_all_finite=False, ensure_min_samples=2 if fitting else 1)
-            if sample_weight is not None:
-                sample_weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-            return open_samples(X, sample_weight=sample_weight, missing=self.missing)
+            if beside.weight is not None:
+                beside = beside._replace(weight=_check_sample_weight(beside.weight, X, ensure_non_negative=True))
+            return open_samples(X, **dict(beside.named), missing=self.missing)
         if fitting:
             self.n_features_in_ = samples.n_features
             self.__dict__.pop("feature_names_in_", None)

@@ -55,7 +55,8 @@ class GaussianMixture(CovarianceMixture):
     max_iter : int, default=100
         The most EM steps of one start; each is one pass over the data.
     n_init : int, default=1
-        Starts; the best is kept. They share passes. At least four where all rows are in hand (see ``subsample``).
+        Starts; the best is kept. They share passes. At least four where all rows are in hand (see ``subsample``), and
+        one with labels.
     init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default="kmeans"
         How a start is found.
     weights_init, means_init, precisions_init : array-like, default=None

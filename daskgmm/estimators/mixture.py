@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from daskgmm import persistence
 from daskgmm.climbing import OPTIONS, Options
 from daskgmm.data.blocks import Samples
+from daskgmm.data.checks import Beside
 from daskgmm.em.loop import Info
 from daskgmm.estimators.base import BaseMixture
 from daskgmm.families.base import Components
@@ -95,6 +96,35 @@ class EMMixture(BaseMixture):
     @abstractmethod
     def _objective(self) -> str:
         """What the lower bound is of a sample, in words."""
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, labels: Any = None) -> Self:
+        """Estimate the parameters by EM. A fit that fails leaves the estimator as it was.
+
+        Parameters
+        ----------
+        X : ndarray, dask array, xarray Dataset or DataArray, zarr Array or Group, or path or URL of a Zarr store
+            (n_samples, n_features). With more dimensions, the last one holds the features; in a Dataset the
+            variables are the features and all dimensions are sample dimensions.
+        y : Ignored
+        sample_weight : array-like, optional
+            Of the shape of the sample dimensions; a weight of 2 counts as the row twice.
+        labels : array-like of int, optional
+            Of the same shape: the component of each sample, from 0 on, and -1 where it is not known. What is known
+            stays so, and the joint likelihood of samples and labels is maximized, from one start on all of the data,
+            without moves. Where all are known, that is a discriminant analysis, or naive Bayes.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            The data cannot be fitted; the message names the place and the remedy.
+        MemoryError
+            A block of the data does not fit in a worker's memory.
+        """
+        return self._run(X, Beside(sample_weight, labels))
 
     def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
         fit = fit_mixture(samples, self._candidate(samples), check_random_state(self.random_state), watch)

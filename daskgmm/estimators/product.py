@@ -15,6 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from daskgmm.data.blocks import Samples
+from daskgmm.data.checks import ALONE, Beside
 from daskgmm.em.loop import Info
 from daskgmm.estimators.mixture import CONSTRAINTS, EMMixture
 from daskgmm.families import PRODUCTS
@@ -39,7 +40,8 @@ class ProductMixture(EMMixture):
     max_iter : int, default=100
         The most EM steps of one start; each is one pass over the data.
     n_init : int, default=1
-        Starts; the best is kept. They share passes. At least four where all rows are in hand (see ``subsample``).
+        Starts; the best is kept. They share passes. At least four where all rows are in hand (see ``subsample``), and
+        one with labels.
     init_params : {{"kmeans", "k-means++", "random", "random_from_data"}}, default="kmeans"
         How a start is found.
     weights_init, means_init : array-like, default=None
@@ -155,11 +157,11 @@ class LeveledMixture(ProductMixture):
         values = [some.tolist() if some.dtype.kind == "f" else range(len(some)) for some in self.categories_]
         return replace(family, values=tuple(map(tuple, values)), levels=tuple(map(len, values)))
 
-    def _open(self, X: Any, sample_weight: Any = None, fitting: bool = False) -> Samples:
+    def _open(self, X: Any, beside: Beside = ALONE, fitting: bool = False) -> Samples:
         if fitting:
             self._names: list[Any] | None = None  # of the levels of each feature, where they are not numbers
         if not hasattr(X, "iloc"):
-            return super()._open(X, sample_weight, fitting)
+            return super()._open(X, beside, fitting)
         if fitting:
             known = [np.array(getattr(dtype, "categories", ())) for dtype in X.dtypes]
             names = self._names = [None if some.dtype.kind in "biuf" else some for some in known]
@@ -168,7 +170,7 @@ class LeveledMixture(ProductMixture):
         else:
             names, categories = [None if some.dtype.kind == "f" else some for some in self.categories_], ()
         columns = {column: _codes(X[column], name) for column, name in zip(X.columns, names, strict=False)}
-        return replace(super()._open(X.assign(**columns), sample_weight, fitting), categories=categories)
+        return replace(super()._open(X.assign(**columns), beside, fitting), categories=categories)
 
     def _candidate(self, samples: Samples) -> Candidate:
         candidate = super()._candidate(samples)

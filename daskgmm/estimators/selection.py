@@ -130,6 +130,10 @@ class GaussianMixtureIC(BaseMixture):
         self.callbacks = callbacks
 
     def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
+        if samples.source.labels is not None:
+            raise ValueError(
+                "labels are numbers of components, of which each candidate has its own: fit one mixture with them"
+            )
         names, ks = self._grid()
         shared = {name: value for name, value in self.get_params(deep=False).items() if name not in _OWN}
         estimators = [GaussianMixture(k, covariance_type=name, **shared) for name, k in product(names, ks)]

@@ -1,0 +1,114 @@
+"""A fit in which the components of some rows are known: what these add to each pass, and where EM starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from daskgmm.climbing import Options
+from daskgmm.data.blocks import Block, Samples, of_numpy
+from daskgmm.data.checks import Beside
+from daskgmm.data.survey import Survey
+from daskgmm.em.estep import soft_moments
+from daskgmm.em.known import Known, Labelled, known_statistics, nothing, shifted
+from daskgmm.em.loop import EM, EMState, look_again
+from daskgmm.em.prepared import Precision
+from daskgmm.em.stats import Stats
+from daskgmm.families.base import Components
+from daskgmm.families.coding import Coding
+from daskgmm.families.frame import Array
+from daskgmm.passes import EMPass, total
+from daskgmm.seeding import Start, further, start
+
+
+class KnownPass:
+    """An `EMPass` over the other rows, with what is known added; over none, it reads nothing."""
+
+    def __init__(self, others: EMPass, known: Known) -> None:
+        self._others, self._known = others, known
+
+    def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
+        stats = [nothing(model) for model in models] if self._known.alone else self._others(models, dtypes)
+        return [self._known.beside(s, model) for s, model in zip(stats, models, strict=True)]
+
+
+def known_sums(samples: Samples, survey: Survey, em: EM, k: int) -> tuple[Known, int]:
+    """The sums over the rows whose component is known, and the passes over all of the data that they took.
+
+    Raises
+    ------
+    ValueError
+        A component has no rows, and there are none for it.
+    """
+    rows = replace(_labelled(samples, survey), unlabelled=False)
+    n_passes = 0
+
+    def one_pass(blanks: Sequence[Components], dtypes: Sequence[Precision] = ()) -> list[Stats]:
+        nonlocal n_passes
+        n_passes += 1
+        return [total(rows, partial(_known, coding=rows.coding, blank=blank))[0] for blank in blanks]
+
+    blank = em.family.blank(k, em.frame)
+    (blank,), (stats,) = look_again([blank], one_pass([blank]), one_pass)
+    empty, others = np.flatnonzero(stats.moments[:, 0] == 0), survey.n - stats.n
+    if len(empty) > others and em.family.reseeds:
+        raise ValueError(
+            f"no row is labelled {empty[0]}, and {others} rows without a label are left for {len(empty)} such "
+            "components: lower n_components, or label fewer rows"
+        )
+    return Known(stats.n, stats.moments, blank, others == 0), 0 if survey.complete else n_passes
+
+
+def known_start(
+    samples: Samples, survey: Survey, em: EM, known: Known, options: Options, given: Start, rng: np.random.RandomState
+) -> tuple[EMState, int]:
+    """A state to start from, and the passes.
+
+    What is known classifies the others, if it is enough, as in Nigam et al. 2000: centres alone do not tell a long
+    component from a round one. Else these belong to the nearest centre, or at random.
+    """
+    counts, d = known.moments[:, 0], survey.sample.shape[1]
+    enough = options.init_params != "random" and (counts > em.family.n_parameters(1, d)).all()
+    if known.alone or enough:
+        moments = known.moments + (0 if known.alone else _typical(survey, em, known))
+        return EMState(given.replace_in(em.family.maximize(known.blank, moments), em.frame)), 0
+    found = None if options.init_params == "random" else _centres(survey, em, known, options, rng)
+    rows = replace(_labelled(samples, survey), unlabelled=True)
+    parameters, n_passes = start(rows, em.family, em.family.blank(options.n_components, em.frame), found, rng, known)
+    return EMState(given.replace_in(parameters, em.frame)), 0 if survey.complete else n_passes
+
+
+def _typical(survey: Survey, em: EM, known: Known) -> Array:
+    """Moments of a row as sampled rows are on average, for each component: with one such, all rows are possible."""
+    share = survey.sample_weight[None] / survey.sample_weight.sum()
+    blank = em.family.blank(1, em.frame)
+    moments = soft_moments(em.frame.apply(survey.sample), share, blank)
+    return shifted(np.repeat(moments, len(known.moments), axis=0), -known.blank.centres, blank.products)
+
+
+def _known(block: Block, pieces: Iterator[Labelled], coding: Coding, blank: Components) -> tuple[Stats, ...]:
+    return known_statistics(pieces, coding, blank)
+
+
+def _labelled(samples: Samples, survey: Survey) -> Samples:
+    """All of the rows: in memory, where these are there."""
+    if not survey.complete:
+        return samples
+    beside = Beside(survey.sample_weight, survey.sample_labels)
+    return of_numpy([survey.sample], survey.sample.shape[:1], survey.sample.shape[1], beside)
+
+
+def _centres(survey: Survey, em: EM, known: Known, options: Options, rng: np.random.RandomState) -> Array:
+    """The means of what is known; of the other components, among or between sampled rows without a label."""
+    counts, d = known.moments[:, :1], survey.sample.shape[1]
+    means = known.blank.centres + known.moments[:, 1 : 1 + d] / np.where(counts > 0, counts, 1)
+    found = em.frame.standardized(means.T).T.copy()
+    empty, free = counts[:, 0] == 0, survey.sample_labels < 0
+    if empty.any():
+        free |= not free.any()  # so few that none is in the sample
+        rows, weights = (em.sample / em.frame.scale)[free], survey.sample_weight[free]
+        found[empty] = further(options.init_params, rows, weights, found[~empty], int(empty.sum()), rng)
+    return found
