@@ -109,7 +109,7 @@ def accumulate(
     ) = room
     loose, diagonal = len(columns) < k, transposed.ndim == 2
     # Where φ is 1 and the rows themselves, it need not be laid out features first.
-    flat = len(products[0]) == 0 and len(columns) == 0 and len(turn) == 0 and len(scatter) == 0
+    flat = len(products[0]) == 0 and len(columns) == 0 and len(turn) == 0
     used = 0
     for start in range(0, len(x), tile):
         stop = start + tile
@@ -123,6 +123,10 @@ def accumulate(
             _joint_of_rows(rows, theta, groups, log_joint)
             soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods, log_certainties)
             multiply_rows(rows, log_joint, groups, product, moments)
+            if len(scatter):
+                phi = phi_buffer[: p * n].reshape(p, n)
+                transpose(rows, phi[1 : d + 1])
+                pool(phi, d, pooled, w, scatter)
             continue
         phi = phi_buffer[: p * n].reshape(p, n)
         phi[0] = 1

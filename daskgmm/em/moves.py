@@ -80,7 +80,7 @@ class _Change:
     gain: float  # of the bound, about
 
 
-def moves(em: EM, parameters: Any, rows: Array, weights: Array, n: int) -> list[Any]:
+def moves(em: EM, parameters: Any, rows: Array, weights: Array, n: int, each: int | None = None) -> list[Any]:
     """Parameters of mixtures with some components split and as many pairs of others merged, the most promising first.
 
     None of less than three components, or where one is too narrow for moments about the origin.
@@ -94,6 +94,8 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array, n: int) -> list[
     weights : ndarray of shape (m,)
     n : int
         Pairs of a split and a merge that are considered.
+    each : int, optional
+        Splits and merges that are paired, at most so many of each.
     """
     components = em.family.components(parameters, em.frame)
     k = len(components.means)
@@ -108,7 +110,7 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array, n: int) -> list[
         splits = _promising(threads.map(split, range(k), repeat(now), resp, log_joint))
     alone = [] if em.family.reseeds else [(_emptying(change),) for change in merges]
     fits = []
-    for changes in (*_pairs(merges, splits)[:n], *_several(merges, splits), *alone):
+    for changes in (*_pairs(merges[:each], splits[:each])[:n], *_several(merges, splits), *alone):
         kept = np.setdiff1d(np.arange(k), [c for change in changes for c in change.gone])
         found = reduce(add, (change.new for change in changes), now.take(kept))
         # Under a Dirichlet process the likeliest order is by size (Kurihara et al. 2007, IJCAI 20, §3).
