@@ -137,7 +137,7 @@ def test_a_move_that_collapses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     fits, options = [], {"reg_covar": 0.0, "subsample": 10_000, "random_state": 0}
 
     def on_one_row(
-        em: EM, parameters: GaussianParameters, rows: Array, weights: Array, n: int
+        em: EM, parameters: GaussianParameters, rows: Array, weights: Array, *_: int | None
     ) -> list[GaussianParameters]:
         """The first component so narrow that no other row belongs to it."""
         narrow = np.array([1e-6 if k == 0 else 1.0 for k in range(5)])[:, None, None]
@@ -164,7 +164,7 @@ def test_a_move_to_a_component_on_next_to_no_rows_is_left_out(monkeypatch: pytes
     tight = np.array([1e-3, 1, 1, 1, 1])[:, None, None]
 
     def on_three_rows(
-        em: EM, parameters: GaussianParameters, rows: Array, weights: Array, n: int
+        em: EM, parameters: GaussianParameters, rows: Array, weights: Array, *_: int | None
     ) -> list[GaussianParameters]:
         means = np.concatenate([x[:1], CENTRES[1:]]) - em.frame.shift
         eyes = np.tile(np.eye(3), (5, 1, 1))
