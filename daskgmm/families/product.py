@@ -87,8 +87,9 @@ class LinearComponents:
 
     @property
     def coarse(self) -> bool:
-        finite = np.where(np.isfinite(self.theta), np.abs(self.theta), 0)
-        return bool(finite.sum(axis=1).max() * np.finfo(np.float32).eps <= _COARSE)
+        """Large counts, say, have log densities that differ by little of what they are."""
+        terms = np.abs(self.theta[:, 1:]).sum(axis=1) * self.frame.radius
+        return bool(terms.max() * np.finfo(np.float32).eps <= _COARSE)
 
     def take(self, ks: npt.NDArray[np.intp]) -> LinearComponents:
         return replace(self, theta=self.theta[ks])
@@ -169,7 +170,7 @@ class Product(Coding, ABC):
         """Nothing can go wrong: no likelihood is without bounds."""
 
     def frame(self, sample: Array, low: Array, high: Array) -> Frame:
-        return replace(Frame.identity(sample.shape[1]), radius=0.0)
+        return replace(Frame.identity(sample.shape[1]), radius=float(np.abs(sample).max()))
 
     def n_parameters(self, k: int, d: int) -> int:
         return k - 1 + k * self.free()

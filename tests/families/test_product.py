@@ -289,6 +289,20 @@ def test_a_gamma_prior_draws_rates_to_that_of_all() -> None:
     np.testing.assert_allclose(strong.means_, np.tile(x.mean(axis=0), (2, 1)), rtol=1e-5)
 
 
+def test_large_counts_are_summed_in_double_precision() -> None:
+    """Where single precision would not tell components apart, also in early passes and on a sample."""
+    rng = np.random.default_rng(0)
+    rates = np.array([[1e7, 2e7], [1.002e7, 2e7]])
+    x = rng.poisson(rates[rng.integers(2, size=20_000)])
+    model = CASES[1].mixture(2, subsample=2000, random_state=0).fit(x)
+    np.testing.assert_allclose(np.sort(model.means_, axis=0), np.sort(rates, axis=0), rtol=1e-4)
+    family = CASES[1].family.informed(x, np.ones(len(x)), x.min(axis=0), x.max(axis=0), 2)
+    frame = family.frame(family.encoded(x), x.min(axis=0), x.max(axis=0))
+    assert not family.components(ProductParameters(np.full(2, 0.5), rates), frame).coarse
+    small = CASES[1].family
+    assert small.components(CASES[1].parameters, small.frame(small.encoded(CASES[1].draw(9)[0]), *rates)).coarse
+
+
 # What holds the rows
 
 
