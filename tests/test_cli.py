@@ -179,3 +179,28 @@ def test_help_starts_without_the_heavy_libraries():
     shown = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     for name in ("numpy", "sklearn", "zarr", "dask", "xarray"):
         assert f"'{name}'" not in shown
+
+
+def test_weights_and_labels_of_the_store(data, tmp_path):
+    """By name, of a group of arrays and of a labelled Dataset; they are no features there."""
+    _, X = data
+    labels = np.where(np.arange(len(X)) % 10, -1, X[:, 0] > np.median(X[:, 0]))
+    weights = np.linspace(0.5, 2, len(X))
+    expected = GaussianMixture(2, random_state=0).fit(X, sample_weight=weights, labels=labels)
+    group = zarr.open_group(tmp_path / "g.zarr", mode="w")
+    for name, array in {"x": X, "class": labels, "count": weights}.items():
+        group.create_array(name, data=array, chunks=(len(X) // 3, *array.shape[1:]))
+    named = {f"f{i}": ("row", column) for i, column in enumerate(X.T)}
+    ds = xr.Dataset({**named, "class": ("row", labels), "count": ("row", weights)}).chunk(row=len(X) // 3)
+    ds.to_zarr(tmp_path / "ds.zarr", zarr_format=2)
+    for name in ("g", "ds"):
+        fit = ("fit", tmp_path / f"{name}.zarr", "--components", 2, "--weights", "count", "--labels", "class")
+        result = run(*fit, "--output", tmp_path / f"{name}-model.zarr", *LOCAL)
+        assert result.exit_code == 0, result.output
+        np.testing.assert_allclose(load(tmp_path / f"{name}-model.zarr").means_, expected.means_, rtol=1e-9)
+    by_name = GaussianMixture(2, random_state=0).fit(ds, sample_weight="count", labels="class")
+    np.testing.assert_allclose(by_name.means_, expected.means_, rtol=1e-9)
+    assert list(by_name.feature_names_in_) == list(named)
+    assert by_name.predict(ds).dims == ("row",)
+    result = run("fit", tmp_path / "g.zarr", "--components", 2, "--labels", "klass", "--output", tmp_path / "o", *LOCAL)
+    assert "no array 'klass': there are class, count, x" in result.stderr

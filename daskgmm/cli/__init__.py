@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from daskgmm.cli import demo, fitting, model, selection
+from daskgmm.cli import demo, fitting, model, planning, selection
 from daskgmm.console import Group
 
 
@@ -12,7 +12,7 @@ from daskgmm.console import Group
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="daskgmm", prog_name="daskgmm")
 def main(debug: bool) -> None:
-    """Gaussian mixtures by EM, on Zarr stores larger than memory.
+    """Mixtures by EM, on Zarr stores larger than memory.
 
     STORE is a Zarr array or group: a local path or an fsspec URL.
 
@@ -24,7 +24,7 @@ def main(debug: bool) -> None:
 
 for command in (
     fitting.fit,
-    fitting.plan,
+    planning.plan,
     selection.select,
     model.predict,
     model.score,

@@ -17,10 +17,17 @@ def workers_for(scheduler: str | None, n_workers: int | None, memory_limit: str)
     return workers(scheduler, n_workers, memory_limit)
 
 
-def samples_in(store: str, array: str | None, variables: str | None, missing: str) -> Samples:
+def samples_in(
+    store: str,
+    array: str | None,
+    variables: str | None,
+    missing: str,
+    weights: str | None = None,
+    labels: str | None = None,
+) -> Samples:
     from daskgmm.data.open import open_samples
 
     if array and variables:
         raise click.UsageError("--array and --variables exclude each other: give one")
     names = variables.split(",") if variables else None
-    return open_samples(store, array=array, variables=names, missing=missing)
+    return open_samples(store, array=array, variables=names, sample_weight=weights, labels=labels, missing=missing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,15 @@ class Beside(NamedTuple):
     @property
     def named(self) -> Iterator[tuple[str, Any]]:
         return zip(("sample_weight", "labels"), self, strict=True)
+
+    @property
+    def names(self) -> list[str]:
+        """Of arrays of the data that these are, where a user gives their names."""
+        return [each for each in self if isinstance(each, str)]
+
+    def found(self, arrays: Mapping[str, Any]) -> Beside:
+        """The arrays in place of their names."""
+        return Beside(*(arrays[each] if isinstance(each, str) else each for each in self))
 
     def checked(self, shape: tuple[int, ...]) -> Beside:
         """As arrays of the shape of the sample dimensions.

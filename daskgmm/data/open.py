@@ -36,9 +36,9 @@ def open_samples(
     variables : sequence of str, optional
         The variables of a Dataset or group that are the features; default: all data variables, of a group in the order
         of their names.
-    sample_weight : array-like, optional
-        Of the shape of the sample dimensions.
-    labels : array-like of int, optional
+    sample_weight : array-like or str, optional
+        Of the shape of the sample dimensions; or which array of a group or Dataset that is, and so no feature.
+    labels : array-like of int or str, optional
         Of the same shape: the component of each sample, -1 where it is not known.
     missing : {"raise", "drop", "skip", "fill"}
         What chunks that a store lacks mean: an error; missing values where the fill value is NaN; the fill value.
@@ -97,14 +97,19 @@ def _of_array(array: zarr.Array[Any], beside: Beside, missing: str) -> Samples:
 def _of_group(
     group: zarr.Group, array: str | None, variables: Sequence[str] | None, beside: Beside, missing: str
 ) -> Samples:
-    arrays = dict(group.arrays())
+    arrays, aside = dict(group.arrays()), beside.names
     there = ", ".join(sorted(name for name, member in arrays.items() if _dims(member) != [name])) or "none"
     named = [array] if array is not None else list(variables or ())
-    if absent := [name for name in named if name not in arrays]:
-        raise ValueError(f"no {'variable' if array is None else 'array'} {absent[0]!r}: there are {there}")
-    if arrays and all(_labelled(arrays[name]) for name in named or arrays):
+    if absent := [name for name in (*named, *aside) if name not in arrays]:
+        kind = "variable" if array is None and absent[0] not in aside else "array"
+        raise ValueError(f"no {kind} {absent[0]!r}: there are {there}")
+    for name in aside:
+        _check_chunks(arrays[name], missing)
+    others = [name for name in arrays if name not in aside]
+    if others and all(_labelled(arrays[name]) for name in named or others):
         ds = _dataset(group, [name for name, member in arrays.items() if not _labelled(member)])
-        names = named or sorted(map(str, ds.data_vars))  # a store lists them in any order
+        names = named or sorted(str(name) for name in ds.data_vars if name not in aside)  # a store has no order
+        beside = beside.found({name: ds[name] if name in ds else arrays[name] for name in aside})
         if not named and len(names) == 1 and ds[names[0]].ndim > 1:
             raise ValueError(
                 f"{group.store_path} holds one array, {names[0]!r}, whose last dimension may hold the features or "
@@ -113,10 +118,11 @@ def _of_group(
         for name in names:
             _check_chunks(arrays[name], missing, ds[name].encoding.get("_FillValue", np.nan))
         return _of_xarray(ds, array, names, beside)
-    if not named and len(arrays) != 1:
+    if not named and len(others) != 1:
         raise ValueError(f"{group.store_path} holds {len(arrays)} arrays ({there}): name one, or the variables to use")
+    beside = beside.found(arrays)
     if array is not None or not named:
-        return _of_array(arrays[array or next(iter(arrays))], beside, missing)
+        return _of_array(arrays[array or others[0]], beside, missing)
     members = [arrays[name] for name in named]
     for name, member in zip(named, members, strict=True):
         check_real(member.dtype, f"array {name!r}")
@@ -141,6 +147,9 @@ def _of_xarray(data: Any, array: str | None, variables: Sequence[str] | None, be
 
     if not hasattr(data, "data_vars"):
         return of_dataarray(data, beside)
+    if aside := beside.names:
+        beside = beside.found({name: variable(data, name) for name in aside})
+        variables = variables or [name for name in data.data_vars if name not in aside]
     return of_dataset(data, variables, beside) if array is None else of_dataarray(variable(data, array), beside)
 
 

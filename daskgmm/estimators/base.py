@@ -60,8 +60,9 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             (n_samples, n_features). With more dimensions, the last one holds the features; in a Dataset the
             variables are the features and all dimensions are sample dimensions.
         y : Ignored
-        sample_weight : array-like, optional
-            Of the shape of the sample dimensions; a weight of 2 counts as the row twice.
+        sample_weight : array-like or str, optional
+            Of the shape of the sample dimensions; a weight of 2 counts as the row twice. Or the name of a variable of a
+            Dataset, or of an array of a Zarr group, that is no feature then.
 
         Returns
         -------
