@@ -83,7 +83,8 @@ def restore(model: Any, ds: xr.Dataset) -> None:
     if ds.attrs["named_features"]:
         model.feature_names_in_ = np.array([str(name) for name in ds["feature"].values], dtype=object)
     for name in ("weights", *model._saved()):
-        setattr(model, f"{name}_", ds[name].values)
+        values = ds[name].values
+        setattr(model, f"{name}_", values if values.ndim else values.item())
     model.lower_bounds_ = ds["lower_bounds"].values.tolist()
     for name, value in json.loads(ds.attrs["fit"]).items():
         setattr(model, f"{name}_", value)

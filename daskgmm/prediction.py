@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.blocks import Block, Place, Samples, outsider, refusal
+from daskgmm.data.checks import first
 from daskgmm.em.estep import (
     Rows,
     compile_prediction,
@@ -108,21 +109,17 @@ def _predict(
     start, least = 0, min(output.least for output in outputs)
     for x, _ in pieces:
         finite = np.isfinite(x)
-        good = coding.usable(finite)
-        if not good.all() and missing != "drop" and not coding.skips:
-            row = int(np.argmin(good))
-            feature = int(np.argmin(finite[row]))
-            where = place(block, start + row, feature)
-            raise refusal(where, x[row, feature], "pass missing='drop' to mark such samples")
-        outside = coding.outside(x)
-        if outside is not None and outside.any():
-            row, feature = np.argwhere(outside)[0].tolist()
-            raise outsider(place(block, start + row, feature), float(x[row, feature]), coding)
+        good, outside = coding.usable(finite), coding.outside(x)
+        if not (missing == "drop" or coding.skips) and (found := first(~finite, x)):
+            row, feature, value = found
+            raise refusal(place(block, start + row, feature), value, "pass missing='drop' to mark such samples")
+        if outside is not None and (found := first(outside, x)):
+            row, feature, value = found
+            raise outsider(place(block, start + row, feature), value, coding)
         for at, log_joint in log_joint_of(x, model, least, coding):
             here = slice(start + at.start, start + at.stop)
             for output, result in zip(outputs, results, strict=True):
-                found = output.of(log_joint.copy() if len(outputs) > 1 else log_joint)
-                result[here] = found
+                result[here] = output.of(log_joint.copy() if len(outputs) > 1 else log_joint)
                 result[here][~good[at]] = output.absent
         start += len(x)
     return results

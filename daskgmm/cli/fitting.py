@@ -112,7 +112,7 @@ def em_options(tol: float) -> Callable[[F], F]:
     type=click.Choice(list(_MIXTURES)),
     default="gaussian",
     show_default=True,
-    help="Of the components; bayesian: Gaussian, and superfluous ones end without rows.",
+    help="Of the components; bayesian: Gaussian, superfluous ones end without rows, and --tol is 1e-05 by default.",
 )
 @components_option
 @covariance_option

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 
 class Beside(NamedTuple):
@@ -51,6 +52,14 @@ def _one_a_sample(name: str, array: Any, shape: tuple[int, ...]) -> Any:
         raise ValueError(f"{name}.shape == {array.shape}, expected {shape}: give one {one} a sample")
     check_real(array.dtype, name)
     return array
+
+
+def first(bad: npt.NDArray[np.bool_], x: npt.NDArray[Any]) -> tuple[int, int, float] | None:
+    """The first value of rows (n, d) that is marked, if one is: its row, its feature and itself."""
+    if not bad.any():
+        return None
+    row, feature = map(int, np.unravel_index(np.argmax(bad), bad.shape))
+    return row, feature, float(x[row, feature])
 
 
 def check_extent(shape: tuple[int, ...], n_features: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.blocks import Block, Samples
+from daskgmm.data.checks import first
 from daskgmm.em.known import Labelled, split
 from daskgmm.families.coding import PLAIN, Coding
 from daskgmm.families.frame import Array
@@ -131,8 +132,6 @@ def _components(labels: npt.NDArray[Any], start: int, k: int) -> tuple[npt.NDArr
 
 
 def _first(mask: npt.NDArray[np.bool_], x: npt.NDArray[Any], start: int) -> tuple[int, int, float] | None:
-    """The first value that is marked: position of its row, feature and itself."""
-    if not mask.any():
-        return None
-    row, feature = np.argwhere(mask)[0].tolist()
-    return start + row, feature, float(x[row, feature])
+    """The first value that is marked, with the position of its row."""
+    found = first(mask, x)
+    return None if found is None else (start + found[0], *found[1:])

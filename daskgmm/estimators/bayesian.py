@@ -138,6 +138,11 @@ class BayesianGaussianMixture(CovarianceMixture):
     def _process(self) -> bool:
         return self.weight_concentration_prior_type == _PROCESS
 
+    @property
+    def _dof_dims(self) -> tuple[str, ...]:
+        """One for each component, unless users know one covariance for all."""
+        return tuple(dim for dim in MODELS[self.covariance_type].dims if dim == "component")
+
     def _family(self) -> VariationalGaussian:
         prior = VariationalPrior(
             self.weight_concentration_prior,
@@ -158,7 +163,7 @@ class BayesianGaussianMixture(CovarianceMixture):
         found, prior = fit.parameters, family.prior
         self.weight_concentration_ = tuple(found.concentrations) if self._process else found.concentrations
         self.mean_precision_ = found.mean_precisions
-        self.degrees_of_freedom_ = found.dofs[0] if self.covariance_type == "tied" else found.dofs
+        self.degrees_of_freedom_ = found.dofs if self._dof_dims else found.dofs[0]
         self.n_components_effective_ = family.n_effective(found)
         self.weight_concentration_prior_ = prior.weight_concentration
         self.mean_precision_prior_ = prior.mean_precision
@@ -185,7 +190,6 @@ class BayesianGaussianMixture(CovarianceMixture):
         model = super().from_xarray(ds)
         if model._process:
             model.weight_concentration_ = tuple(model.weight_concentration_)
-        model.n_components_effective_ = int(model.n_components_effective_)
         return model
 
     def _saved(self) -> dict[str, tuple[str, ...]]:
@@ -193,7 +197,7 @@ class BayesianGaussianMixture(CovarianceMixture):
             **super()._saved(),
             "weight_concentration": ("stick", "component") if self._process else ("component",),
             "mean_precision": ("component",),
-            "degrees_of_freedom": () if self.covariance_type == "tied" else ("component",),
+            "degrees_of_freedom": self._dof_dims,
             "n_components_effective": (),
             "weight_concentration_prior": (),
             "mean_precision_prior": (),

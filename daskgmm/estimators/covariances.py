@@ -18,11 +18,6 @@ COVARIANCE_CONSTRAINTS: dict[str, list[Any]] = {
     "covariance_type": [StrOptions(set(MODELS))],
     "reg_covar": [Interval(Real, 0.0, None, closed="left")],
 }
-_SHAPES = {  # of covariances that are not whole
-    "tied": ("feature", "feature_"),
-    "diag": ("component", "feature"),
-    "spherical": ("component",),
-}
 
 
 class CovarianceMixture(EMMixture):
@@ -58,7 +53,7 @@ class CovarianceMixture(EMMixture):
         return model
 
     def _saved(self) -> dict[str, tuple[str, ...]]:
-        dims = _SHAPES.get(self.covariance_type, ("component", "feature", "feature_"))
+        dims = self._family().model.dims
         return {"means": ("component", "feature"), "covariances": dims, "precisions_cholesky": dims}
 
     def _parameters(self) -> GaussianParameters:

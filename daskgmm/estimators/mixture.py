@@ -179,7 +179,7 @@ class EMMixture(BaseMixture):
         return self._fitted().coding
 
     def _n_parameters(self) -> int:
-        return self._fitted().n_parameters(self.n_components, self.n_features_in_)
+        return self._fitted().n_parameters(len(self._parameters().weights), self.n_features_in_)
 
     def _components(self) -> Components:
         family = self._fitted()

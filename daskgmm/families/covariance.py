@@ -34,7 +34,11 @@ class CovarianceModel:
     estimate: Callable[..., Array]
     compact: Callable[[Array], Array]  # (k, …) -> the shape under which the name's users know it
     expand: Callable[[Array, int, int], Array]  # that shape, k, d -> (k, …)
-    shape: Callable[[int, int], tuple[int, ...]]  # k, d -> that shape
+    dims: tuple[str, ...] = ("component", "feature", "feature_")  # of that shape, as xarray names them
+
+    def shape(self, k: int, d: int) -> tuple[int, ...]:
+        """What users know covariances of k components in d features in."""
+        return tuple(k if dim == "component" else d for dim in self.dims)
 
     @property
     def diagonal(self) -> bool:
@@ -167,7 +171,7 @@ def _matrices(diagonals: Array) -> Array:
 
 def _coded(code: str, estimate: Callable[..., Array]) -> CovarianceModel:
     """A model whose users see matrices (k, d, d), whatever it is."""
-    model = CovarianceModel(code, code, estimate, lambda c: c, lambda c, k, d: c, lambda k, d: (k, d, d))
+    model = CovarianceModel(code, code, estimate, lambda c: c, lambda c, k, d: c)
     if model.pooled:
         model = replace(model, expand=lambda c, k, d: np.broadcast_to(c[0], c.shape).copy())
     if model.diagonal:
@@ -203,17 +207,17 @@ _NAMED = {
         name="tied",
         compact=lambda c: c[0],
         expand=lambda c, k, d: np.broadcast_to(c, (k, d, d)).copy(),
-        shape=lambda k, d: (d, d),
+        dims=("feature", "feature_"),
     ),
     "diag": replace(
-        _CODED["VVI"], name="diag", compact=lambda c: c, expand=lambda c, k, d: c, shape=lambda k, d: (k, d)
+        _CODED["VVI"], name="diag", compact=lambda c: c, expand=lambda c, k, d: c, dims=("component", "feature")
     ),
     "spherical": replace(
         _CODED["VII"],
         name="spherical",
         compact=lambda c: c[:, 0],
         expand=lambda c, k, d: np.repeat(c[:, None], d, axis=1),
-        shape=lambda k, d: (k,),
+        dims=("component",),
     ),
 }
 MODELS = _NAMED | _CODED

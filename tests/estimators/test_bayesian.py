@@ -131,6 +131,8 @@ def test_a_saved_model_is_the_same(blobs, covariance_type, prior, tmp_path):
     assert isinstance(loaded.weight_concentration_, tuple) == (prior == "dirichlet_process")
     for name in (*COPIED, "covariance_prior_", "n_components_effective_", "lower_bounds_"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(model, name))
+    assert isinstance(loaded.mean_precision_prior_, float)
+    assert isinstance(loaded.n_components_effective_, int)
     for other in (loaded, pickle.loads(pickle.dumps(model))):
         np.testing.assert_array_equal(other.score_samples(blobs), model.score_samples(blobs))
     assert clone(loaded).get_params()["mean_prior"] == [0.0, 1, 2]

@@ -219,3 +219,10 @@ def test_more_starts_are_no_worse(blobs: Array, covariance_type: str) -> None:
         for n in (1, 5)
     )
     assert five.fit(rows).lower_bound_ >= one.fit(rows).lower_bound_ - 1e-9
+
+
+def test_criteria_are_of_the_mixture_that_was_fitted(blobs: Array) -> None:
+    """Not of the one that the next fit is to find."""
+    gm = GaussianMixture(2, random_state=0).fit(blobs)
+    before = gm.scores(blobs)
+    assert gm.set_params(n_components=5).scores(blobs) == before
