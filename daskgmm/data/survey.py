@@ -44,8 +44,8 @@ def merge(surveys: Sequence[Survey]) -> Survey:
     return Survey(
         sum(s.n for s in surveys),
         sum(s.weight for s in surveys),
-        np.min([s.low for s in surveys], axis=0),
-        np.max([s.high for s in surveys], axis=0),
+        np.fmin.reduce([s.low for s in surveys]),  # NaN where a feature has no value: others may have
+        np.fmax.reduce([s.high for s in surveys]),
         np.concatenate([s.sample for s in surveys]),
         np.concatenate([s.sample_weight for s in surveys]),
         min((s.bad for s in surveys if s.bad), default=None),

@@ -40,7 +40,9 @@ class Categorical(Product):
 
     def informed(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
         given = self.values or ((),) * len(high)
-        values = tuple(some or tuple(map(float, range(int(top) + 1))) for some, top in zip(given, high, strict=True))
+        values = tuple(
+            some or tuple(map(float, range(int(np.nan_to_num(top)) + 1))) for some, top in zip(given, high, strict=True)
+        )
         return replace(self, values=values, levels=tuple(map(len, values)))
 
     def statistic(self, x: Array) -> Array:

@@ -167,7 +167,10 @@ class Product(Coding, ABC):
         return replace(self, levels=(1,) * rows.shape[1])
 
     def check(self, rows: Array, low: Array, high: Array, k: int, names: Sequence[str]) -> None:
-        """Nothing can go wrong: no likelihood is without bounds."""
+        """Refuse a feature without a value; no likelihood is without bounds."""
+        for name, top in zip(names, high, strict=True):
+            if not np.isfinite(top):
+                raise ValueError(f"feature {name} has no value in any row: drop it")
 
     def frame(self, sample: Array, low: Array, high: Array) -> Frame:
         return replace(Frame.identity(sample.shape[1]), radius=float(np.abs(sample).max()))

@@ -349,6 +349,21 @@ def test_lazy_rows_with_gaps(case: Case) -> None:
     assert (np.delete(labels.compute(), 7) >= 0).all()
 
 
+@every_family
+def test_a_feature_that_one_block_lacks(case: Case) -> None:
+    """Where it is missing throughout a block, the others say what values it has; missing throughout, it is named."""
+    import dask.array as da
+
+    x, _ = case.draw(600)
+    x[:200, 1] = np.nan
+    options = {"missing": "skip", "weights_init": case.parameters.weights, "means_init": case.means}
+    whole = case.mixture(3, **options).fit(x)
+    _close(case.mixture(3, **options).fit(da.from_array(x, chunks=(200, -1))).means_, whole.means_, 1e-9)
+    x[:, 1] = np.nan
+    with pytest.raises(ValueError, match="feature 1 has no value in any row: drop it"):
+        case.mixture(2, missing="skip").fit(x)
+
+
 # What goes wrong
 
 
