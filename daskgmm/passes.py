@@ -59,12 +59,16 @@ def gather(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) -
     own : sequence, optional
         One small argument a block.
     """
+    if samples.recorded is not None:
+        return samples.recorded(partial(gather, replace(samples, recorded=None), kernel, own))
     graph, keys = tasks(samples, kernel, own)
     return list(_get(samples)(graph, keys))
 
 
 def total(samples: Samples, kernel: Kernel) -> Any:
     """Results of all blocks, tuples of summands, added up in a tree."""
+    if samples.recorded is not None:
+        return samples.recorded(partial(total, replace(samples, recorded=None), kernel))
     graph, keys = tasks(samples, kernel, None)
     token = uuid.uuid4().hex
     level = 0
@@ -79,8 +83,8 @@ def total(samples: Samples, kernel: Kernel) -> Any:
 class EMPass:
     """E-step and moments over all samples: what `daskgmm.em.loop.EM.run` calls once an iteration."""
 
-    def __init__(self, samples: Samples) -> None:
-        self.n = 0  # passes made
+    def __init__(self, samples: Samples, n: int = 0) -> None:
+        self.n = n  # passes made
         self._samples = samples
         self._compiled: set[Any] = set()
         self._scatter: dict[Any, Array] = {}  # of lean models: the same in each pass

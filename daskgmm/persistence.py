@@ -18,7 +18,7 @@ from daskgmm.families.prior import Prior
 SCHEMA = 1
 _NOT_KEPT = {  # parameters that say how to go about a fit, and not what it is
     *("weights_init", "means_init", "precisions_init", "warm_start"),
-    *("verbose", "verbose_interval", "persist", "callbacks"),
+    *("verbose", "verbose_interval", "persist", "checkpoint", "callbacks"),
 }
 
 

@@ -82,6 +82,11 @@ _em_options = (
         callback=lambda ctx, option, value: "auto" if value is None else value,
         help="Keep the decoded rows in the workers' memory, or read them each time.  [default: keep them if they fit]",
     ),
+    click.option(
+        "--checkpoint",
+        metavar="DIR",
+        help="Keep the state of the fit there after each pass: the same command again goes on from it.",
+    ),
     missing_option,
     input_options,
     where_options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import zarr
 from dask.base import is_dask_collection
+from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore
 
 from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
 from daskgmm.data.checks import ALONE, Beside, check_extent
@@ -102,6 +105,21 @@ class Home:
                 f"{self.store}/{self.key} is not there for this worker: put the data where all workers can read them, "
                 "or use workers that can"
             )
+
+    def stamp(self) -> str | None:
+        """The same as long as nothing is written below the metadata; None where the store does not tell when it was."""
+        store, prefix = self.store, self.key.rpartition("/")[0]
+        if isinstance(store, LocalStore):
+            found = LocalFileSystem().find(str(store.root / prefix), detail=True)
+        elif isinstance(store, FsspecStore):
+            found = sync(store.fs._find(f"{store.path}/{prefix}".rstrip("/"), detail=True))
+        else:
+            return None
+        times = [[info.get(name) for name in ("ETag", "mtime", "LastModified", "created")] for info in found.values()]
+        if not all(map(any, times)):
+            return None
+        lines = (f"{name} {info['size']} {time}" for (name, info), time in zip(found.items(), times, strict=True))
+        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def check_complete(array: zarr.Array[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any, Literal, Self
@@ -53,7 +54,7 @@ class BayesianGaussianMixture(CovarianceMixture):
     covariance_prior : float or array-like, default=None
         (n_features, n_features) for "full" and "tied", (n_features,) for "diag", a float for "spherical"; None: the
         covariance of the rows; of the fit's sample, where it has one.
-    random_state, warm_start, verbose, verbose_interval, accelerate, subsample, missing, persist, callbacks
+    random_state, warm_start, verbose, verbose_interval, accelerate, subsample, missing, persist, checkpoint, callbacks
         As of :class:`daskgmm.GaussianMixture`.
 
     Attributes
@@ -109,6 +110,7 @@ class BayesianGaussianMixture(CovarianceMixture):
         subsample: int | None = 100_000,
         missing: str = "raise",
         persist: bool | Literal["auto"] = "auto",
+        checkpoint: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callable[[Info], None]] = (),
     ) -> None:
         self.n_components = n_components
@@ -132,6 +134,7 @@ class BayesianGaussianMixture(CovarianceMixture):
         self.subsample = subsample
         self.missing = missing
         self.persist = persist
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
 
     @property

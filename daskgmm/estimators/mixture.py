@@ -44,6 +44,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "subsample": [Interval(Integral, 1, None, closed="left"), None],
     "missing": [StrOptions({"raise", "drop", "fill"})],
     "persist": ["boolean", StrOptions({"auto"})],
+    "checkpoint": [str, os.PathLike, None],
     "callbacks": ["array-like"],
 }
 
@@ -128,7 +129,9 @@ class EMMixture(BaseMixture):
         return self._run(X, Beside(sample_weight, labels))
 
     def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
-        fit = fit_mixture(samples, self._candidate(samples), check_random_state(self.random_state), watch)
+        candidate, rng = self._candidate(samples), check_random_state(self.random_state)
+        journal = self._journal(samples, rng, {"start": candidate.known.digest})
+        fit = fit_mixture(samples, candidate, rng, watch, journal)
         if self.max_iter and not fit.state.converged:
             warnings.warn(
                 f"EM did not converge in {fit.state.n_iter} passes: raise max_iter or tol, or go on from here with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cache
@@ -51,7 +52,7 @@ class ProductMixture(EMMixture):
         What to do with a NaN or an infinity: refuse it, naming the first; leave it out of its row, whose other values
         count, which is exact as features are independent (rows without any value are left out, and labelled -1); or
         leave out its row. "fill" refuses it too, but reads chunks that a Zarr store lacks as its fill value.
-    random_state, warm_start, verbose, verbose_interval, accelerate, subsample, persist, callbacks
+    random_state, warm_start, verbose, verbose_interval, accelerate, subsample, persist, checkpoint, callbacks
         As of :class:`daskgmm.GaussianMixture`.
 
     Attributes
@@ -91,6 +92,7 @@ class ProductMixture(EMMixture):
         subsample: int | None = 100_000,
         missing: str = "raise",
         persist: bool | Literal["auto"] = "auto",
+        checkpoint: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callable[[Info], None]] = (),
     ) -> None:
         self.n_components = n_components
@@ -109,6 +111,7 @@ class ProductMixture(EMMixture):
         self.subsample = subsample
         self.missing = missing
         self.persist = persist
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
 
     def _family(self) -> Product:
