@@ -15,8 +15,9 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
+from itertools import count
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from daskgmm.data.write import Target
 from daskgmm.em.acceleration import Mixing
 from daskgmm.em.known import Known
 from daskgmm.em.loop import EMState, Info
+from daskgmm.em.resuming import Begun, Progress
 from daskgmm.em.stats import Stats
 from daskgmm.families.components import DenseComponents, DiagonalComponents
 from daskgmm.families.frame import Frame
@@ -42,33 +44,8 @@ SCHEMA = 1
 _INTERVAL = 1.0  # seconds, at least, between two that are kept: of passes that take less, so much may be lost
 _KEPT = 2
 _OWNER = "owner"
-_ENTRY = re.compile(r"(fit|survey|pass-\d+|start|em-\d+)-[0-9a-f]{32}\.safetensors(\.[0-9a-f]+\.partial)?")
-
-
-@dataclass(frozen=True)
-class Begun:
-    """Where the passes of EM start, for one candidate."""
-
-    states: tuple[EMState, ...]
-    history: tuple[Info, ...]  # of the sample
-    n_passes: int  # over all of the data
-    rows_known: Known | None  # those whose component is
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far the passes of EM are."""
-
-    states: tuple[EMState, ...]
-    history: tuple[Info, ...]
-    n_passes: int
-    tol: float  # under which states have converged
-
-    def under(self, tol: float) -> Progress:
-        """The same under another tolerance: what has converged goes on, if that is less."""
-        if tol >= self.tol:
-            return replace(self, tol=tol)
-        return replace(self, tol=tol, states=tuple(replace(state, converged=False) for state in self.states))
+_ENTRY = re.compile(r"(fit|survey|pass-\d+-\d+|start-\d+|em-\d+)-[0-9a-f]{32}\.safetensors")
+_PARTIAL = re.compile(r"\.[0-9a-f]+\.partial$")
 
 
 @dataclass(frozen=True)
@@ -94,6 +71,7 @@ class Journal:
     """What a fit has found so far: kept nowhere."""
 
     progress: Progress | None = None  # of an earlier run
+    trusted = False  # are the data surely those of that run?
 
     def ended(self, tol: float, max_iter: int) -> bool:
         """Is there nothing left to do?"""
@@ -104,9 +82,13 @@ class Journal:
         """The random numbers that the fit began with."""
         return rng
 
-    def once(self, name: str, compute: Callable[[], T], check: Callable[[T], None] | None = None) -> T:
-        """What ``compute`` returns, or did in an earlier run; that is checked unless the data surely are the same."""
+    def once(self, name: str, compute: Callable[[], T], check: Callable[[T], None] = lambda found: None) -> T:
+        """What ``compute`` returns; or what it did in an earlier run, once that is checked."""
         return compute()
+
+    def recorder(self, i: int) -> Callable[[Callable[[], Any]], Any] | None:
+        """The same for the passes of the i-th candidate's start, in their order."""
+        return None
 
     def keep(self, progress: Progress, last: bool) -> None:
         """Keep how far the fit is."""
@@ -142,17 +124,18 @@ class Checkpoint(Journal):
         self._path, self._target, self._owner = os.fspath(path), Target.at(os.fspath(path)), uuid.uuid4().hex
         self._last = -np.inf
         keys = self._target.listing()
-        if foreign := [key for key in keys if key != _OWNER and not _ENTRY.fullmatch(key)]:
+        whole = [_PARTIAL.sub("", key) for key in keys]
+        if foreign := [key for key in whole if key != _OWNER and not _ENTRY.fullmatch(key)]:
             raise ValueError(
                 f"the checkpoint {self._path!r} holds {foreign[0]!r}, which is not of a checkpoint: give another path"
             )
         text = json.dumps({**identity, **_described(samples)}, default=_plain)
         fit = _Fit(SCHEMA, version("daskgmm"), text, samples.source.stamp(), _state(rng))
-        found, self._trusted = None, False
+        found = None
         if any(_ENTRY.fullmatch(key) for key in keys):
             found = self._read("fit")
             self._check(found, fit)
-            self._trusted = fit.stamp is not None and fit.stamp == found.stamp
+            self.trusted = fit.stamp is not None and fit.stamp == found.stamp
             fit = found
         self._target.write(_OWNER, self._owner.encode())
         if found is None:
@@ -168,14 +151,18 @@ class Checkpoint(Journal):
         begun.set_state(self._random)
         return begun
 
-    def once(self, name: str, compute: Callable[[], T], check: Callable[[T], None] | None = None) -> T:
+    def once(self, name: str, compute: Callable[[], T], check: Callable[[T], None] = lambda found: None) -> T:
         found: T | None = self._read(name)
         if found is None:
             found = compute()
             self._write(name, found)
-        elif check is not None and not self._trusted:
+        else:
             check(found)
         return found
+
+    def recorder(self, i: int) -> Callable[[Callable[[], Any]], Any]:
+        passes = count()
+        return lambda compute: self.once(f"pass-{i}-{next(passes)}", compute)
 
     def keep(self, progress: Progress, last: bool) -> None:
         if not last and time.monotonic() < self._last + _INTERVAL:

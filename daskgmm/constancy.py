@@ -7,6 +7,7 @@ the survey.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class ConstantPass:
 
     def __init__(self, one_pass: OnePass, samples: Samples, survey: Survey, look_again: Callable[[], Survey]) -> None:
         self._one_pass, self._samples, self._survey, self._look_again = one_pass, samples, survey, look_again
-        self._first: dict[int, tuple[Frame, Array]] = {}  # means in each frame, where the survey does not tell them
+        self._first: dict[int, tuple[Frame, Array, Any]] = {}  # means in each frame, where the survey tells none
 
     def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> Sequence[Stats]:
         found = self._one_pass(models, dtypes)
@@ -57,11 +58,14 @@ class ConstantPass:
             return stats.n == survey.n and not np.isfinite(stats.moments).all()  # the loop says why
         d = model.means.shape[1]
         mean = (stats.moments[:, 1 : 1 + d] + stats.moments[:, :1] * model.centres).sum(axis=0) / stats.weight
-        rounding = eps * frame.radius + np.finfo(np.float64).eps * frame.reach(frame.shift)
         if self._samples.coding.plain:
             expected = frame.means_in(survey.sums / survey.weight - frame.shift)
         else:
-            expected = self._first.setdefault(id(frame), (frame, mean))[1]
+            _, expected, coarser = self._first.get(id(frame), (frame, mean, eps))
+            if coarser >= eps:
+                self._first[id(frame)] = frame, mean, eps
+            eps = max(eps, coarser)
+        rounding = eps * frame.radius + np.finfo(np.float64).eps * frame.reach(frame.shift)
         return not (np.abs(mean - expected) > _ROUNDED * rounding).any()
 
 

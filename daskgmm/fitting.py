@@ -6,19 +6,20 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 
 from daskgmm.blas import single_blas
 from daskgmm.caching import cached
-from daskgmm.checkpointing import NOWHERE, Begun, Journal, Progress
+from daskgmm.checkpointing import NOWHERE, Journal
 from daskgmm.climbing import Options, climb, enough, starts
 from daskgmm.constancy import ConstantPass, refuse_changes
 from daskgmm.data.blocks import Samples, joined, outsider, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.loop import EM, EMState, Info, run, surviving
+from daskgmm.em.resuming import Begun, Progress, check_states
 from daskgmm.families.base import Family
 from daskgmm.passes import EMPass, check_memory, gather
 from daskgmm.seeding import Start
@@ -51,31 +52,21 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A candidate that knows the data."""
+class _Started:
+    """A candidate on its way to the data."""
 
     em: EM
-    samples: Samples
     survey: Survey
-    candidate: Candidate
+    begun: Begun
 
-    @property
-    def of_passes(self) -> EM:
-        """EM as it runs over all of the data."""
-        options, em = self.candidate.options, self.em
-        if self.survey.n_known and (free := self.survey.sample_labels < 0).any():
-            em = replace(em, sample=em.sample[free])  # on none of the others may a component start again
-        return replace(em, single=options.accelerate and options.subsample is not None and not self.survey.complete)
-
-    def ended(self, begun: Begun, states: Sequence[EMState], shared: Sequence[Info], n_passes: int) -> Fit | ValueError:
+    def ended(self, states: Sequence[EMState], history: Sequence[Info], n_passes: int) -> Fit | ValueError:
         """The best of the states, after shared passes over the data; or why the first failed, if all did."""
         try:
             best = max(surviving(states), key=lambda state: state.lower_bound)
         except ValueError as failure:
             return failure
-        parameters = best.parameters.moved(self.em.frame.shift)
-        history = (*begun.history, *shared)
-        return Fit(parameters, self.em.family, best, self.survey, history, begun.n_passes + n_passes)
+        parameters, n_passes = best.parameters.moved(self.em.frame.shift), self.begun.n_passes + n_passes
+        return Fit(parameters, self.em.family, best, self.survey, (*self.begun.history, *history), n_passes)
 
 
 def fit_mixture(
@@ -127,31 +118,30 @@ def fit_mixtures(
     samples = replace(joined(samples), coding=candidates[0].family.coding)
     if not journal.ended(options.tol, options.max_iter):
         samples = cached(samples, options.persist)
-    rng, passes = journal.random(rng), count()
+    rng = journal.random(rng)
     chosen = draw(samples, options.subsample or (samples.n if samples.in_memory else _FRAME_ROWS), rng)
-    look = partial(survey_samples, samples, options, chosen)
-    survey = journal.once("survey", look, lambda before: refuse_changes(samples, before, look()))
-    samples = replace(samples, unlabelled=samples.source.labels is not None)
-    seeding = replace(samples, recorded=lambda compute: journal.once(f"pass-{next(passes)}", compute))
-    prepared = [_attempt(_prepare, seeding, survey, candidate) for candidate in candidates]
     rngs = [rng, *(deepcopy(rng) for _ in candidates[1:])]  # each draws as it would alone
-    begun = journal.once(
-        "start",
-        lambda: tuple(
-            _attempt(_begin, fit, own, watch) if isinstance(fit, _Prepared) else fit
-            for fit, own in zip(prepared, rngs, strict=True)
-        ),
-    )
-    fits = [
-        (fit, start)
-        for fit, start in zip(prepared, begun, strict=True)
-        if isinstance(fit, _Prepared) and isinstance(start, Begun)
+    look = partial(survey_samples, samples, options, chosen)
+
+    def check(before: Survey) -> None:
+        before.check(samples.n_features, len(samples.blocks))
+        if not journal.trusted:
+            refuse_changes(samples, before, look())
+
+    survey = journal.once("survey", look, check)
+    samples = replace(samples, unlabelled=samples.source.labels is not None)
+    started = [
+        _attempt(_start, replace(samples, recorded=journal.recorder(i)), survey, candidate, own, watch, journal, i)
+        for i, (candidate, own) in enumerate(zip(candidates, rngs, strict=True))
     ]
-    ems = [fit.of_passes for fit, start in fits for _ in start.states]
-    now = journal.progress or Progress(tuple(state for _, start in fits for state in start.states), (), 0, options.tol)
+    fits = [fit for fit in started if isinstance(fit, _Started)]
+    ems = [fit.em for fit in fits for _ in fit.begun.states]
+    now = journal.progress or Progress(tuple(state for fit in fits for state in fit.begun.states), (), 0, options.tol)
     now = now.under(options.tol)
+    if journal.progress is not None:
+        check_states(ems, now.states, [len(state.parameters.weights) for fit in fits for state in fit.begun.states])
     one_pass = EMPass(replace(samples, coding=ems[0].family.coding) if ems else samples, now.n_passes)
-    known = [start.rows_known for _, start in fits if start.rows_known is not None]
+    known = [fit.begun.rows_known for fit in fits if fit.begun.rows_known is not None]
     whole_pass = ConstantPass(KnownPass(one_pass, known[0]) if known else one_pass, samples, survey, look)
     history = list(now.history)
 
@@ -161,10 +151,12 @@ def fit_mixtures(
         journal.keep(Progress(tuple(states), tuple(history), one_pass.n, options.tol), last)
 
     states = iter(run(list(zip(ems, now.states, strict=True)), whole_pass, watch, keep))
-    ended = iter(
-        [fit.ended(start, list(islice(states, len(start.states))), history, one_pass.n) for fit, start in fits]
-    )
-    return [start if isinstance(start, ValueError) else next(ended) for start in begun]
+    return [
+        fit.ended(list(islice(states, len(fit.begun.states))), history, one_pass.n)
+        if isinstance(fit, _Started)
+        else fit
+        for fit in started
+    ]
 
 
 def _attempt(function: Callable[..., T], *args: Any) -> T | ValueError:
@@ -174,8 +166,16 @@ def _attempt(function: Callable[..., T], *args: Any) -> T | ValueError:
         return failure
 
 
-def _prepare(samples: Samples, survey: Survey, candidate: Candidate) -> _Prepared:
-    """A candidate with what the survey tells it.
+def _start(
+    samples: Samples,
+    survey: Survey,
+    candidate: Candidate,
+    rng: np.random.RandomState,
+    watch: Callable[[Info], None],
+    journal: Journal,
+    i: int,
+) -> _Started:
+    """A candidate with its frame and its starts.
 
     Raises
     ------
@@ -192,16 +192,34 @@ def _prepare(samples: Samples, survey: Survey, candidate: Candidate) -> _Prepare
     family = candidate.family.informed(survey.sample, survey.sample_weight, survey.low, survey.high, k)
     names = [repr(name) for name in samples.names] if samples.names else [str(i) for i in range(samples.n_features)]
     family.check(survey.sample, survey.low, survey.high, k, names)
+    samples = replace(samples, coding=family.coding)
     survey = replace(survey, sample=family.coding.encoded(survey.sample))
     frame = family.frame(survey.sample, survey.low, survey.high)
     em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter, options.accelerate)
-    return _Prepared(em, replace(samples, coding=family.coding), survey, candidate)
+
+    def check(begun: Begun | ValueError) -> None:
+        if isinstance(begun, Begun):
+            check_states([em] * len(begun.states), begun.states, [k] * len(begun.states))
+
+    begun = journal.once(f"start-{i}", partial(_attempt, _begin, em, samples, survey, candidate, rng, watch), check)
+    if isinstance(begun, ValueError):
+        raise begun
+    if survey.n_known and (free := survey.sample_labels < 0).any():  # on none of the others may a component start again
+        em = replace(em, sample=em.sample[free])
+    single = options.accelerate and options.subsample is not None and not survey.complete
+    return _Started(replace(em, single=single), survey, begun)
 
 
-def _begin(fit: _Prepared, rng: np.random.RandomState, watch: Callable[[Info], None]) -> Begun:
+def _begin(
+    em: EM,
+    samples: Samples,
+    survey: Survey,
+    candidate: Candidate,
+    rng: np.random.RandomState,
+    watch: Callable[[Info], None],
+) -> Begun:
     """Where the candidate's passes over the data start."""
-    em, samples, survey, options, known = fit.em, fit.samples, fit.survey, fit.candidate.options, fit.candidate.known
-    k = options.n_components
+    options, known, k = candidate.options, candidate.known, candidate.options.n_components
     history: list[Info] = []
 
     def on_info(info: Info) -> None:

@@ -77,7 +77,7 @@ def _tree(value: Any, arrays: _Arrays, kinds: dict[str, type]) -> Any:
     if "array" in value:
         return arrays[value["array"]].transpose(np.argsort(value["axes"])).copy(order="K")
     if "error" in value:
-        return kinds[value["error"]](str(value["text"]))
+        return kinds.get(value["error"], ValueError)(str(value["text"]))
     kind = kinds[value["is"]]
     found = {name: _tree(each, arrays, kinds) for name, each in value["fields"].items()}
     for name, hint in _hints(kind).items():

@@ -34,6 +34,18 @@ class Survey:
     n_known: int  # rows whose component is known
     blocks: Array  # (b, 2 + d) of each block: rows used, their weight, and Σ w x; what is missing left out
 
+    def check(self, d: int, n_blocks: int) -> None:
+        """Refuse what cannot be the survey of d features in so many blocks.
+
+        Raises
+        ------
+        ValueError
+        """
+        m = len(self.sample_weight)
+        shapes = {"low": (d,), "high": (d,), "sample": (m, d), "sample_labels": (m,), "blocks": (n_blocks, 2 + d)}
+        if any(getattr(self, name).shape != shape for name, shape in shapes.items()) or not 0 < m <= self.n:
+            raise ValueError("the survey that was kept is not of these data: begin the fit in another directory")
+
     @property
     def sums(self) -> Array:
         """Σ w x: (d,)."""
