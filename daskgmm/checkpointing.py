@@ -126,9 +126,8 @@ class Checkpoint(Journal):
         keys = self._target.listing()
         whole = [_PARTIAL.sub("", key) for key in keys]
         if foreign := [key for key in whole if key != _OWNER and not _ENTRY.fullmatch(key)]:
-            raise ValueError(
-                f"the checkpoint {self._path!r} holds {foreign[0]!r}, which is not of a checkpoint: give another path"
-            )
+            fact = f"holds {foreign[0]!r}, which is not of a checkpoint" if foreign[0] else "is a file"
+            raise ValueError(f"the checkpoint {self._path!r} {fact}: give another path")
         text = json.dumps({**identity, **_described(samples)}, default=_plain)
         fit = _Fit(SCHEMA, version("daskgmm"), text, samples.source.stamp(), _state(rng))
         found = None
