@@ -19,8 +19,8 @@ from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, Frame
 
-# Of the mean of z, as multiples of what a number is rounded by and of how far rows reach: a tile's sums and products
-# lose some ten of these, a large share of all rows at the same end of a strip more (a hundred was seen).
+# Of the mean of z, as multiples of what numbers as large as the farthest row, and the offset, are rounded by. Of the
+# weight 51 were seen and of means 13, over offsets to 1e8, outliers to 1e7, sorted rows and weights.
 _ROUNDED = 1000
 
 
