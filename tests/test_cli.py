@@ -206,6 +206,14 @@ def test_weights_and_labels_of_the_store(data, tmp_path):
     assert "no array 'klass': there are class, count, x" in result.stderr
 
 
+def test_the_seed_is_the_random_state(data):
+    folder, _ = data
+    args = ("fit", folder / "x.zarr", "--components", 2, "--seed", 7, "--init", "random_from_data", *LOCAL)
+    result = run(*args, "--output", folder / "seeded.zarr")
+    assert result.exit_code == 0, result.output
+    assert load(folder / "seeded.zarr").random_state == 7
+
+
 def test_a_fit_goes_on_from_its_checkpoint(data):
     folder, _ = data
     args = ("fit", folder / "x.zarr", "--components", 2, "--checkpoint", folder / "kept", "--json", *LOCAL)

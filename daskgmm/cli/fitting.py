@@ -182,7 +182,7 @@ def _estimator(family: str, options: dict[str, Any]) -> Any:
     taken = inspect.signature(mixture).parameters
     for option in (param for param in ctx.command.params if param.name in given and param.name not in taken):
         raise click.UsageError(f"{option.opts[0]} is not for --family {family}: leave it out")
-    return mixture(random_state=options["random_state"], **{name: options[name] for name in given})
+    return mixture(**{name: options[name] for name in ("random_state", *given)})
 
 
 def fitted(
