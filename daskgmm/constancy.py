@@ -19,8 +19,8 @@ from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, Frame
 
-# What sums lose, as multiples of what a number is rounded by, of the weight and of the farthest row or the offset: 51 and
-# 13 were seen, over offsets to 1e8, outliers to 1e7, sorted rows and weights.
+# What sums lose, as multiples of what a number is rounded by: of the weight, and of the farthest row or the offset. 51
+# and 13 were seen, over offsets to 1e8, outliers to 1e7, sorted rows and weights.
 _OF_WEIGHT, _OF_MEAN = 1000, 100
 
 
