@@ -14,9 +14,23 @@ import zarr
 from dask.base import is_dask_collection
 from zarr.abc.store import Store
 from zarr.core.sync import sync
+from zarr.storage._common import make_store
 
 from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
 from daskgmm.data.checks import ALONE, Beside, check_extent
+from daskgmm.data.faults import reason, retried
+from daskgmm.data.stored import Guarded
+from daskgmm.urls import presentable
+
+_THERE_IS_NONE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    FileNotFoundError,
+    NotADirectoryError,
+    PermissionError,
+    ImportError,
+)
 
 
 def open_store(store: str | os.PathLike[str]) -> zarr.Array[Any] | zarr.Group:
@@ -28,13 +42,17 @@ def open_store(store: str | os.PathLike[str]) -> zarr.Array[Any] | zarr.Group:
         There is no Zarr array or group, or it cannot be read.
     """
     try:
-        return zarr.open(os.fspath(store), mode="r")
+        return retried(lambda: zarr.open(store_at(store), mode="r"), final=_THERE_IS_NONE)
     except Exception as error:  # each store raises errors of its own
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"cannot open {os.fspath(store)!r} as a Zarr array or group ({reason}): "
+            f"cannot open {presentable(os.fspath(store))!r} as a Zarr array or group ({reason(error)}): "
             "check the path and the permissions, or write it again if its writer did not finish"
         ) from error
+
+
+def store_at(path: str | os.PathLike[str]) -> Guarded:
+    """The store at a local path or fsspec URL, to be read."""
+    return Guarded(sync(make_store(os.fspath(path), mode="r")))
 
 
 def of_zarr(
@@ -97,15 +115,17 @@ class Home:
         ------
         FileNotFoundError
         """
-        if not sync(self.store.exists(self.key)):
+        if not retried(lambda: sync(self.store.exists(self.key))):
             raise FileNotFoundError(
-                f"{self.store}/{self.key} is not there for this worker: put the data where all workers can read them, "
-                "or use workers that can"
+                f"{presentable(self.store)}/{self.key} is not there for this worker: put the data where all workers "
+                "can read them, or use workers that can"
             )
 
 
 def check_complete(array: zarr.Array[Any]) -> None:
     """Refuse an array of which a chunk was never written: it would read as the fill value without a word.
+
+    On a guarded store, one that is lost later is not read either.
 
     Raises
     ------
@@ -114,7 +134,7 @@ def check_complete(array: zarr.Array[Any]) -> None:
     """
     unit = array.shards or array.chunks
     grid = [range(-(-size // step)) for size, step in zip(array.shape, unit, strict=True)]
-    present = set(sync(_keys(array)))
+    present = set(retried(lambda: sync(_keys(array))))
     missing = [key for at in product(*grid) if (key := array.metadata.encode_chunk_key(at)) not in present]
     if missing:
         raise ValueError(
@@ -122,8 +142,15 @@ def check_complete(array: zarr.Array[Any]) -> None:
             f"{prod(map(len, grid))}): write it again, or pass missing='fill' if absent chunks stand for the "
             f"fill value, {array.fill_value}"
         )
+    if isinstance(array.store, Guarded):
+        array.store.whole.add(_prefix(array))
 
 
 async def _keys(array: zarr.Array[Any]) -> list[str]:
-    prefix = f"{array.path}/" if array.path else ""
+    prefix = _prefix(array)
     return [key.removeprefix(prefix) async for key in array.store.list_prefix(prefix)]
+
+
+def _prefix(array: zarr.Array[Any]) -> str:
+    """What the keys of its chunks begin with."""
+    return f"{array.path}/" if array.path else ""

@@ -1,0 +1,43 @@
+"""What a store does not do at once: it is asked again; and what it does not do at all, in one sentence."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from daskgmm.urls import presentable
+
+T = TypeVar("T")
+
+_PAUSES = (0.1, 0.4, 1.5)  # seconds, between tries; half as long to half as long again, lest all workers come at once
+_KINDS = (  # how codecs say that a chunk is not what was written
+    ("fails its checksum", re.compile("checksum|crc check", re.I)),
+    ("is truncated", re.compile("truncated|incomplete|bytes of|ended before|cannot reshape|must be a divisor", re.I)),
+)
+
+
+def retried(action: Callable[[], T], final: tuple[type[Exception], ...] = ()) -> T:
+    """The result of an action that may be done again, whatever it raises but for a lack of memory and what is final."""
+    final = (MemoryError, *final)
+    for pause in _PAUSES:
+        try:
+            return action()
+        except final:
+            raise
+        except Exception:  # each store and codec raises its own: a transfer cut short looks like a chunk that is wrong
+            time.sleep(pause * random.uniform(0.5, 1.5))
+    return action()
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in a line."""
+    return presentable(" ".join(str(error).split())).rstrip(".:") or type(error).__name__
+
+
+def what_is_wrong(error: BaseException) -> str:
+    """What is the matter with a chunk that raised it when it was read."""
+    kind = next((kind for kind, says in _KINDS if says.search(str(error))), "cannot be read")
+    return f"{kind} ({reason(error)})"
