@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 _HIDDEN = (
@@ -29,3 +30,13 @@ def presentable(text: Any) -> str:
     for pattern, stars in _HIDDEN:
         shown = pattern.sub(stars, shown)
     return shown
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A URL that is shown without its secrets wherever it is printed: in what a worker logs of a task, say."""
+
+    url: str
+
+    def __repr__(self) -> str:
+        return repr(presentable(self.url))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -37,7 +38,34 @@ def reason(error: BaseException) -> str:
     return presentable(" ".join(str(error).split())).rstrip(".:") or type(error).__name__
 
 
+def cause(error: BaseException) -> BaseException | None:
+    """What an error may be raised from: it, unless it or what it came from holds what is not for all eyes."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if presentable(seen) != str(seen):
+            return None
+        seen = seen.__cause__ or seen.__context__
+    return error
+
+
 def what_is_wrong(error: BaseException) -> str:
     """What is the matter with a chunk that raised it when it was read."""
     kind = next((kind for kind, says in _KINDS if says.search(str(error))), "cannot be read")
     return f"{kind} ({reason(error)})"
+
+
+def unwritten(what: str, error: BaseException) -> OSError:
+    """The error that something cannot be written."""
+    return OSError(
+        f"cannot write {what} ({reason(error)}): make space, or see to the permissions, and run the same again; "
+        "what is written stays"
+    )
+
+
+def settle(path: str | os.PathLike[str]) -> None:
+    """Have a file or a directory on the disk before anything that relies on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

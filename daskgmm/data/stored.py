@@ -14,7 +14,7 @@ from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
-from daskgmm.data.faults import retried, what_is_wrong
+from daskgmm.data.faults import cause, retried, what_is_wrong
 from daskgmm.data.trust import check_document, check_metadata, is_document
 from daskgmm.urls import presentable
 
@@ -115,7 +115,7 @@ class Stored:
             except MemoryError:
                 raise
             except Exception as error:
-                raise self._failure(part, error) from error
+                raise self._failure(part, error) from cause(error)
         return out
 
     def _read(self, region: tuple[slice, ...]) -> npt.NDArray[np.generic]:

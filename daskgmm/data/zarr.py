@@ -18,7 +18,7 @@ from zarr.storage._common import make_store
 
 from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
 from daskgmm.data.checks import ALONE, Beside, check_extent
-from daskgmm.data.faults import reason, retried
+from daskgmm.data.faults import cause, reason, retried
 from daskgmm.data.stored import Guarded
 from daskgmm.urls import presentable
 
@@ -47,7 +47,7 @@ def open_store(store: str | os.PathLike[str]) -> zarr.Array[Any] | zarr.Group:
         raise ValueError(
             f"cannot open {presentable(os.fspath(store))!r} as a Zarr array or group ({reason(error)}): "
             "check the path and the permissions, or write it again if its writer did not finish"
-        ) from error
+        ) from cause(error)
 
 
 def store_at(path: str | os.PathLike[str]) -> Guarded:
