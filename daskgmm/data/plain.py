@@ -40,7 +40,7 @@ class Plain:
 
     dims: tuple[str, ...]
     values: npt.NDArray[Any]  # numbers, or str as objects
-    attributes: dict[str, Any]
+    attrs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class _Layout:
     dims: tuple[str, ...]
     compressed: bool
     fill: Any
-    attributes: dict[str, Any]
+    attrs: dict[str, Any]
 
     @staticmethod
     def of(name: str, data: bytes | None) -> _Layout:
@@ -104,19 +104,23 @@ class _Layout:
         return self.dtype.itemsize * max(prod(self.shape), prod(self.chunks)) if self.n_chunks else 0
 
 
-def parsed(data: bytes | str) -> dict[str, Any]:
-    """A JSON object.
+def parsed(data: Any, finite: bool = False) -> dict[str, Any]:
+    """A JSON object; finite: all of its numbers.
 
     Raises
     ------
     ValueError
     """
-    if len(data) > _DOCUMENT:
-        raise ValueError(f"a document has more than {_DOCUMENT} bytes")
-    found = json.loads(data)
+    if not isinstance(data, bytes | str) or len(data) > _DOCUMENT:
+        raise ValueError(f"a document is not JSON of at most {_DOCUMENT} bytes")
+    found = json.loads(data, parse_constant=_refused if finite else None)
     if not isinstance(found, dict):
-        raise ValueError("a document is not an object")
+        raise ValueError("a document is not a JSON object")
     return found
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is not a finite number")
 
 
 def fetched(store: Store, keys: Iterable[str], most: int = _DOCUMENT) -> list[bytes | None]:
@@ -160,15 +164,11 @@ def arrays(store: Store, prefix: str, names: Iterable[str]) -> dict[str, Plain]:
     chunks = fetched(store, (prefix + key for some in places for key in some), most=declared + declared // 8 + _AT_ONCE)
     if declared > (there := sum(len(chunk or b"") for chunk in chunks)) * _EXPANSION + _AT_ONCE:
         raise ValueError(f"arrays of {declared} bytes cannot be in the {there} that are stored")
-    left = iter(chunks)
-    found = [
-        _filled(layout, [(place, next(left)) for place in some.values()])
-        for layout, some in zip(layouts, places, strict=True)
-    ]
-    return {
-        layout.name: Plain(layout.dims, values, layout.attributes)
-        for layout, values in zip(layouts, found, strict=True)
-    }
+    left, found = iter(chunks), {}
+    for layout, some in zip(layouts, places, strict=True):
+        values = _filled(layout, [(place, next(left)) for place in some.values()])
+        found[layout.name] = Plain(layout.dims, values, layout.attrs)
+    return found
 
 
 def _filled(layout: _Layout, chunks: list[tuple[tuple[slice, ...], bytes | None]]) -> npt.NDArray[Any]:
@@ -176,8 +176,7 @@ def _filled(layout: _Layout, chunks: list[tuple[tuple[slice, ...], bytes | None]
     for place, data in chunks:
         if data is not None:
             values = (_texts if layout.dtype == object else _numbers)(layout, data).reshape(layout.chunks)
-            part = out[place]
-            part[...] = values[tuple(map(slice, part.shape))]
+            out[place] = values[tuple(map(slice, out[place].shape))]
     return out
 
 

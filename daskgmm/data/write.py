@@ -26,7 +26,7 @@ from daskgmm.data.faults import cause, retried, settle, unwritten
 from daskgmm.urls import presentable
 
 _MANIFEST = "daskgmm.json"
-_METADATA = "zarr.json"
+METADATA = "zarr.json"
 _NEVER_WHOLE = re.compile(r"daskgmm\.json\.[0-9a-f]+\.partial")
 ATTRIBUTE = "daskgmm"  # of the group: the manifest, once it is complete
 
@@ -99,8 +99,8 @@ def manifest_of(target: Target) -> tuple[dict[str, Any] | None, bool]:
     """What daskgmm wrote or was writing there, and whether it is complete; None if it was not daskgmm."""
     keys = target.listing()
     try:
-        if _METADATA in keys:
-            attributes = json.loads(target.read(_METADATA)).get("attributes", {})
+        if METADATA in keys:
+            attributes = json.loads(target.read(METADATA)).get("attributes", {})
             return _checked(attributes[ATTRIBUTE]), True
         if _MANIFEST in keys:
             return _checked(target.read(_MANIFEST)), False
@@ -118,11 +118,21 @@ def _checked(text: str | bytes) -> dict[str, Any]:
         It is no manifest of ours.
     """
     manifest: dict[str, Any] = json.loads(text)
-    names = [str(name) for name in manifest["arrays"]]
-    for name in names:
-        if not set(name.split("/")).isdisjoint({"", ".", ".."}):
-            raise ValueError(f"{name!r} is not in the group")
-    return {**manifest, "arrays": names}
+    return {**manifest, "arrays": plain_names(manifest["arrays"])}
+
+
+def plain_names(names: Iterable[Any]) -> list[str]:
+    """Names of arrays, none of which leads out of its group.
+
+    Raises
+    ------
+    ValueError
+    """
+    found = [str(name) for name in names]
+    for name in found:
+        if not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise ValueError(f"{name!r} is not the name of an array in the group")
+    return found
 
 
 def _ours(keys: Iterable[str], arrays: Iterable[str]) -> set[str]:
@@ -147,7 +157,7 @@ class Output:
 
     def publish(self) -> None:
         """Everything is written: make the group one that opens."""
-        self.target.write(_METADATA, self.metadata)
+        self.target.write(METADATA, self.metadata)
         ours = _ours(self.target.listing(), self.arrays)
         self.target.remove(key for key in ours if key == _MANIFEST or key.endswith(".partial"))
 
@@ -186,7 +196,7 @@ def prepare(
             MemoryStore(staged), encoding=encoding, compute=False, zarr_format=3, consolidated=True
         )
     objects = {key: value.to_bytes() for key, value in staged.items()}
-    metadata = objects.pop(_METADATA)
+    metadata = objects.pop(METADATA)
     keys = _there(target)
     if keys:
         found, complete = manifest_of(target)
@@ -194,7 +204,7 @@ def prepare(
             _check_ours(target, keys, overwrite)
             # From here on the group is not complete, and known for what it is, whenever this is interrupted.
             target.write(_MANIFEST, json.dumps(found).encode())
-            target.remove(sorted(keys.keys() - {_MANIFEST}, key=lambda key: key != _METADATA))
+            target.remove(sorted(keys.keys() - {_MANIFEST}, key=lambda key: key != METADATA))
             keys = {}
     # Of what is written here and now, nothing older may stay: chunks of the fill value alone are not written.
     whole = tuple(f"{name}/" for name, variable in template.variables.items() if variable.chunks is None)
@@ -234,7 +244,8 @@ def _check_ours(target: Target, keys: Iterable[str], overwrite: bool) -> None:
     found, complete = manifest_of(target)
     if found is None:
         raise FileExistsError(f"{path!r} exists and daskgmm did not write it: choose another path")
-    if not overwrite:
+    # An unfinished model is written at once: there is no work in it.
+    if not overwrite and (complete or found.get("kind") != "model"):
         state = "is complete" if complete else "was begun with other data or another model"
         raise FileExistsError(f"{path!r} exists ({state}): choose another path, or overwrite it")
     if foreign := sorted(set(keys) - _ours(keys, found["arrays"])):

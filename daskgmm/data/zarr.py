@@ -33,7 +33,7 @@ _THERE_IS_NONE = (
 )
 
 
-def open_store(store: str | os.PathLike[str]) -> zarr.Array[Any] | zarr.Group:
+def open_store(store: str | os.PathLike[str] | Store) -> zarr.Array[Any] | zarr.Group:
     """Open a Zarr array or group for reading.
 
     Raises
@@ -44,15 +44,16 @@ def open_store(store: str | os.PathLike[str]) -> zarr.Array[Any] | zarr.Group:
     try:
         return retried(lambda: zarr.open(store_at(store), mode="r"), final=_THERE_IS_NONE)
     except Exception as error:  # each store raises errors of its own
+        name = presentable(store if isinstance(store, Store) else os.fspath(store))
         raise ValueError(
-            f"cannot open {presentable(os.fspath(store))!r} as a Zarr array or group ({reason(error)}): "
+            f"cannot open {name!r} as a Zarr array or group ({reason(error)}): "
             "check the path and the permissions, or write it again if its writer did not finish"
         ) from cause(error)
 
 
-def store_at(path: str | os.PathLike[str]) -> Guarded:
+def store_at(path: str | os.PathLike[str] | Store) -> Guarded:
     """The store at a local path or fsspec URL, to be read."""
-    return Guarded(sync(make_store(os.fspath(path), mode="r")))
+    return Guarded(sync(make_store(path if isinstance(path, Store) else os.fspath(path), mode="r")))
 
 
 def of_zarr(
