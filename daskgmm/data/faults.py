@@ -14,6 +14,11 @@ from daskgmm.urls import presentable
 T = TypeVar("T")
 
 _PAUSES = (0.1, 0.4, 1.5)  # seconds, between tries; half as long to half as long again, lest all workers come at once
+# What is raised where there is nothing, or nothing that can be opened, as it will be in a second.
+PERMANENT = (
+    *(ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError),
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError),
+)
 _KINDS = (  # how codecs say that a chunk is not what was written
     ("fails its checksum", re.compile("checksum|crc check", re.I)),
     ("is truncated", re.compile("truncated|incomplete|bytes of|ended before|cannot reshape|must be a divisor", re.I)),
@@ -35,7 +40,8 @@ def retried(action: Callable[[], T], final: tuple[type[Exception], ...] = ()) ->
 
 def reason(error: BaseException) -> str:
     """What an error says, in a line."""
-    return presentable(" ".join(str(error).split())).rstrip(".:") or type(error).__name__
+    text = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return presentable(text).rstrip(".:") or type(error).__name__
 
 
 def cause(error: BaseException) -> BaseException | None:

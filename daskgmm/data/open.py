@@ -14,6 +14,7 @@ import zarr
 
 from daskgmm.data.blocks import Samples, Source, of_numpy
 from daskgmm.data.checks import Beside, check_real
+from daskgmm.data.faults import PERMANENT, retried
 from daskgmm.data.stored import Stored, guarded
 from daskgmm.data.zarr import Home, check_complete, of_zarr, open_store
 
@@ -52,14 +53,15 @@ def open_samples(
     TypeError
         An input of another kind.
     """
-    beside = Beside(*(guarded(each) if isinstance(each, zarr.Array) else each for each in (sample_weight, labels)))
-    for each in beside:
-        if isinstance(each, zarr.Array):
-            _check_chunks(each, missing)
-    return _open(data, array, variables, beside, missing)
+    beside = Beside(sample_weight, labels)
+    return retried(lambda: _open(data, array, variables, beside, missing), final=PERMANENT)
 
 
 def _open(data: Any, array: str | None, variables: Sequence[str] | None, beside: Beside, missing: str) -> Samples:
+    beside = Beside(*(guarded(each) if isinstance(each, zarr.Array) else each for each in beside))
+    for each in beside:
+        if isinstance(each, zarr.Array):
+            _check_chunks(each, missing)
     if isinstance(data, str | os.PathLike):
         data = open_store(data)
     if array is not None and not (isinstance(data, zarr.Group) or hasattr(data, "data_vars")):

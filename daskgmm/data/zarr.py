@@ -18,19 +18,9 @@ from zarr.storage._common import make_store
 
 from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
 from daskgmm.data.checks import ALONE, Beside, check_extent
-from daskgmm.data.faults import cause, reason, retried
+from daskgmm.data.faults import PERMANENT, cause, reason, retried
 from daskgmm.data.stored import Guarded
 from daskgmm.urls import presentable
-
-_THERE_IS_NONE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    FileNotFoundError,
-    NotADirectoryError,
-    PermissionError,
-    ImportError,
-)
 
 
 def open_store(store: str | os.PathLike[str] | Store) -> zarr.Array[Any] | zarr.Group:
@@ -42,7 +32,7 @@ def open_store(store: str | os.PathLike[str] | Store) -> zarr.Array[Any] | zarr.
         There is no Zarr array or group, or it cannot be read.
     """
     try:
-        return retried(lambda: zarr.open(store_at(store), mode="r"), final=_THERE_IS_NONE)
+        return retried(lambda: zarr.open(store_at(store), mode="r"), final=PERMANENT)
     except Exception as error:  # each store raises errors of its own
         name = presentable(store if isinstance(store, Store) else os.fspath(store))
         raise ValueError(
@@ -135,7 +125,7 @@ def check_complete(array: zarr.Array[Any]) -> None:
     """
     unit = array.shards or array.chunks
     grid = [range(-(-size // step)) for size, step in zip(array.shape, unit, strict=True)]
-    present = set(retried(lambda: sync(_keys(array))))
+    present = set(sync(_keys(array)))
     missing = [key for at in product(*grid) if (key := array.metadata.encode_chunk_key(at)) not in present]
     if missing:
         raise ValueError(
