@@ -23,6 +23,7 @@ from daskgmm.console import (
     where_options,
 )
 from daskgmm.families import PRODUCTS
+from daskgmm.urls import presentable
 
 _MIXTURES = {
     "gaussian": "GaussianMixture",
@@ -160,7 +161,7 @@ def fit(
     seconds = fitted(gm, store, array, variables, scheduler, workers, memory_limit, weights, labels)
     gm.save(output, overwrite=overwrite)
     result = {
-        "output": output,
+        "output": presentable(output),
         "n_samples": gm.n_samples_,
         "n_features": gm.n_features_in_,
         "converged": gm.converged_,

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from functools import cache
 from importlib import import_module
 from numbers import Real
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -140,6 +140,11 @@ class ProductMixture(EMMixture):
     def _saved(self) -> dict[str, tuple[str, ...]]:
         return {"means": ("component", "feature")}
 
+    def _restored(self) -> None:
+        family = self._fitted()
+        if self.means_.shape[1] != len(family.columns) or not family.possible(self.means_):
+            raise ValueError("the means are not those of such a mixture")
+
     def _objective(self) -> str:
         return "log-posterior" if self.alpha else "log-likelihood"
 
@@ -193,13 +198,22 @@ class LeveledMixture(ProductMixture):
     def _learned(self) -> dict[str, Any]:
         return {"categories": [some.tolist() for some in self.categories_]}
 
-    @classmethod
-    def from_xarray(cls, ds: Any) -> Self:
-        """The model that a Dataset made by `to_xarray` describes."""
-        model = super().from_xarray(ds)
-        model.categories_ = [np.array(some) for some in model.categories_]
-        model.n_levels_ = np.array([len(some) for some in model.categories_])
-        return model
+    def _learned_names(self) -> tuple[str, ...]:
+        return ("categories",)
+
+    def _restored(self) -> None:
+        given: Any = self.categories_
+        if len(given) != self.n_features_in_ or not all(_are_levels(some) for some in given):
+            raise ValueError("categories are not lists of numbers or names, one a feature")
+        self.categories_ = [np.array(some) for some in given]
+        self.n_levels_ = np.array([len(some) for some in given])
+        super()._restored()
+
+
+def _are_levels(some: Any) -> bool:
+    """Are they different numbers, or names, at least one?"""
+    kinds = {type(level) for level in some} if isinstance(some, list) else set()
+    return bool(kinds) and (kinds <= {int, float} or kinds in ({str}, {bool})) and len(set(some)) == len(some)
 
 
 def _codes(column: Any, names: Any) -> Any:
