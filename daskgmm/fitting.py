@@ -18,6 +18,7 @@ from daskgmm.data.blocks import Samples, joined, outsider, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.known import Known
 from daskgmm.em.loop import EM, EMState, Info, run, surviving
+from daskgmm.executing import settled
 from daskgmm.families.base import Family
 from daskgmm.passes import EMPass, check_memory, gather
 from daskgmm.seeding import Start
@@ -86,6 +87,7 @@ def fit_mixture(
     return found
 
 
+@settled()
 @single_blas()  # from the first pass to the last: to set and lift the limit costs more than a small block's work
 def fit_mixtures(
     samples: Samples, candidates: Sequence[Candidate], rng: np.random.RandomState, watch: Callable[[Info], None]
