@@ -20,6 +20,7 @@ from daskgmm.data.blocks import Samples, joined, outsider, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.loop import EM, EMState, Info, run, surviving
 from daskgmm.em.resuming import Begun, Progress, check_states
+from daskgmm.executing import settled
 from daskgmm.families.base import Family
 from daskgmm.passes import EMPass, check_memory, gather
 from daskgmm.seeding import Start
@@ -91,6 +92,7 @@ def fit_mixture(
     return found
 
 
+@settled()
 @single_blas()  # from the first pass to the last: to set and lift the limit costs more than a small block's work
 def fit_mixtures(
     samples: Samples,
