@@ -15,6 +15,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from itertools import count
@@ -169,7 +170,8 @@ class Checkpoint(Journal):
         self._write(f"em-{len(progress.history):08d}", progress)
         self._last = time.monotonic()
         names = self._names("em")
-        self._target.remove(key for name in names[:-_KEPT] for key in self._keys(name))
+        with suppress(FileNotFoundError):  # another fit's by now
+            self._target.remove(key for name in names[:-_KEPT] for key in self._keys(name))
 
     def _check(self, found: _Fit | None, fit: _Fit) -> None:
         """Refuse to go on from another fit, and say what differs."""
