@@ -28,7 +28,6 @@ from daskgmm import (
     GaussianMixtureIC,
     PoissonMixture,
 )
-from daskgmm.data.blocks import Source
 from daskgmm.data.records import pack, unpack
 from daskgmm.data.write import Target
 from daskgmm.em.acceleration import Mixing
@@ -174,21 +173,6 @@ def test_killed_before_any_write_the_same_call_ends_with_the_same_bits(
     assert_same(fit(store, rows, checkpoint=tmp_path / "kept"), expected)
 
 
-class Reads:
-    """Counts the rows that are read from a store."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rows = 0
-        read = Source.read
-
-        def counted(source: Source, region: Any) -> Any:
-            x, w = read(source, region)
-            self.rows += len(x) if source.home is not None else 0
-            return x, w
-
-        monkeypatch.setattr(Source, "read", counted)
-
-
 def after(n: int, do: Callable[[], Any]) -> list[Callable[[Any], None]]:
     """Callbacks of a fit: something is done once, after n passes over the data."""
 
@@ -221,9 +205,9 @@ def entries(path: Path, kind: str) -> list[Path]:
     return sorted(path.glob(f"{kind}-*.safetensors"))
 
 
-def test_no_pass_that_was_kept_is_made_again(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pass_that_was_kept_is_made_again(store: Path, tmp_path: Path, reads: Any) -> None:
     begun(tmp_path / "kept", store, n=4)
-    reads = Reads(monkeypatch)
+    reads.rows = 0
     model = go_on(tmp_path / "kept", store)
     assert reads.rows == 800 * (model.n_passes_ - 5)  # the survey and four passes of EM
     reads.rows = 0
