@@ -113,7 +113,8 @@ def parsed(data: Any, finite: bool = False) -> dict[str, Any]:
     """
     if not isinstance(data, bytes | str) or len(data) > _DOCUMENT:
         raise ValueError(f"a document is not JSON of at most {_DOCUMENT} bytes")
-    found = json.loads(data, parse_constant=_refused if finite else None)
+    text = data if isinstance(data, str) else data.decode()  # json would guess another encoding
+    found = json.loads(text, parse_constant=_refused if finite else None)
     if not isinstance(found, dict):
         raise ValueError("a document is not a JSON object")
     return found
