@@ -176,7 +176,7 @@ def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
             "use the version that wrote it, or fit again"
         )
     with valid(name):
-        found = arrays(store, "", plain_names(manifest["arrays"]))
+        found = arrays(store, plain_names(manifest["arrays"]))
         # Schema 1 had no checksum.
         if (manifest["schema"] > 1 or "sha256" in manifest) and manifest["sha256"] != _digest(attributes, found):
             raise ValueError("its checksum is another")

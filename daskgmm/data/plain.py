@@ -149,7 +149,7 @@ def fetched(store: Store, keys: Iterable[str], most: int = _DOCUMENT) -> list[by
     return [None if value is None else value.to_bytes() for value in found]
 
 
-def arrays(store: Store, prefix: str, names: Iterable[str]) -> dict[str, Plain]:
+def arrays(store: Store, names: Iterable[str]) -> dict[str, Plain]:
     """Arrays of a group, all of them in memory.
 
     Raises
@@ -158,11 +158,11 @@ def arrays(store: Store, prefix: str, names: Iterable[str]) -> dict[str, Plain]:
         Of whatever kind, if anything there is not as daskgmm writes it.
     """
     names = list(names)
-    documents = fetched(store, (f"{prefix}{name}/zarr.json" for name in names))
+    documents = fetched(store, (f"{name}/zarr.json" for name in names))
     layouts = [_Layout.of(name, data) for name, data in zip(names, documents, strict=True)]
     declared = sum(layout.nbytes for layout in layouts)
     places = [layout.keys() for layout in layouts]
-    chunks = fetched(store, (prefix + key for some in places for key in some), most=declared + declared // 8 + _AT_ONCE)
+    chunks = fetched(store, (key for some in places for key in some), most=declared + declared // 8 + _AT_ONCE)
     if declared > (there := sum(len(chunk or b"") for chunk in chunks)) * _EXPANSION + _AT_ONCE:
         raise ValueError(f"arrays of {declared} bytes cannot be in the {there} that are stored")
     left, found = iter(chunks), {}

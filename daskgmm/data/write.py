@@ -157,9 +157,10 @@ class Output:
 
     def publish(self) -> None:
         """Everything is written: make the group one that opens."""
-        self.target.write(METADATA, self.metadata)
         ours = _ours(self.target.listing(), self.arrays)
-        self.target.remove(key for key in ours if key == _MANIFEST or key.endswith(".partial"))
+        self.target.remove(key for key in ours if key.endswith(".partial"))  # of runs that were killed
+        self.target.write(METADATA, self.metadata)
+        self.target.remove([_MANIFEST])
 
 
 def prepare(
