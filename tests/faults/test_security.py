@@ -15,6 +15,8 @@ import pytest
 import xarray as xr
 import zarr
 from click.testing import CliRunner
+from zarr.abc.store import Store
+from zarr.storage import LocalStore, WrapperStore
 
 import daskgmm.data.faults
 from daskgmm import GaussianMixture, load, open_samples, persistence
@@ -228,6 +230,26 @@ def test_a_model_does_not_take_more_memory_than_its_files_can_fill(model: Gaussi
             load(tmp_path / f"{name}.zarr")
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
+
+
+def test_a_store_that_does_not_answer_is_not_a_model_that_is_wrong(model: GaussianMixture, tmp_path: Path) -> None:
+    class Silent(WrapperStore[Store]):
+        def __init__(self, store: Store, most: int = 0) -> None:
+            super().__init__(store)
+            self.left = most
+
+        async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise ConnectionResetError("the other side has gone")
+            return await self._store.get(key, prototype, byte_range)
+
+    model.save(tmp_path / "m.zarr")
+    store = LocalStore(tmp_path / "m.zarr", read_only=True)
+    for answers in (0, 1, 10, 30):
+        with pytest.raises(OSError, match=r"^cannot read '.*' of .*m\.zarr \(the other side has gone\): try it again"):
+            load(Silent(store, answers))
+    assert np.array_equal(load(Silent(store, 1000)).means_, model.means_)
 
 
 # Paths
