@@ -19,7 +19,7 @@ import xarray as xr
 from zarr.abc.store import Store
 
 from daskgmm.data.faults import cause, reason
-from daskgmm.data.plain import arrays, fetched, parsed
+from daskgmm.data.plain import Unread, arrays, fetched, parsed
 from daskgmm.data.write import ATTRIBUTE, METADATA, plain_names, write_group
 from daskgmm.data.zarr import open_store, store_at
 from daskgmm.families.prior import Prior
@@ -158,6 +158,8 @@ def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
     ------
     ValueError
         There is no model, or not one that this version can read.
+    OSError
+        The store cannot be read.
     """
     name = presentable(path if isinstance(path, Store) else os.fspath(path))
     try:
@@ -165,6 +167,8 @@ def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
         (document,) = fetched(store, [METADATA])
         attributes = {} if document is None else parsed(document)["attributes"]
         manifest = parsed(attributes.pop(ATTRIBUTE))
+    except Unread:
+        raise
     except Exception:  # there is nothing, which says why; or something else
         open_store(path)
         manifest = {}
@@ -176,7 +180,7 @@ def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
             "use the version that wrote it, or fit again"
         )
     with valid(name):
-        found = arrays(store, "", plain_names(manifest["arrays"]))
+        found = arrays(store, plain_names(manifest["arrays"]))
         # Schema 1 had no checksum.
         if (manifest["schema"] > 1 or "sha256" in manifest) and manifest["sha256"] != _digest(attributes, found):
             raise ValueError("its checksum is another")
@@ -186,9 +190,11 @@ def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
 
 @contextmanager
 def valid(name: str) -> Iterator[None]:
-    """Whatever is raised within, a model's file is to blame."""
+    """Whatever else is raised within, a model's file is to blame."""
     try:
         yield
+    except Unread:
+        raise
     except Exception as error:
         raise ValueError(
             f"{name!r} does not hold a valid model ({reason(error)}): take a copy of it that does, or fit again"

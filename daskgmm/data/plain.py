@@ -22,7 +22,8 @@ from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from daskgmm.data.faults import retried
+from daskgmm.data.faults import PERMANENT, cause, reason, retried
+from daskgmm.urls import presentable
 
 _DOCUMENT = 2**24  # bytes of JSON, at most: the levels of categorical features are in it
 _CHUNKS = 2**16  # of an array, at most
@@ -32,6 +33,10 @@ _EXPANSION, _AT_ONCE = 2**15, 2**20
 _TEXT_EXPANSION = 2**8  # names are short, and Python's strings take more memory than their bytes
 _NUMBERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float32", "float64")
 _ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+class Unread(OSError):
+    """A store cannot be read, which says nothing of what is in it."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ def parsed(data: Any, finite: bool = False) -> dict[str, Any]:
     """
     if not isinstance(data, bytes | str) or len(data) > _DOCUMENT:
         raise ValueError(f"a document is not JSON of at most {_DOCUMENT} bytes")
-    found = json.loads(data, parse_constant=_refused if finite else None)
+    text = data if isinstance(data, str) else data.decode()  # json would guess another encoding
+    found = json.loads(text, parse_constant=_refused if finite else None)
     if not isinstance(found, dict):
         raise ValueError("a document is not a JSON object")
     return found
@@ -129,6 +135,8 @@ def fetched(store: Store, keys: Iterable[str], most: int = _DOCUMENT) -> list[by
     Raises
     ------
     ValueError
+        One has.
+    Unread
     """
     keys, prototype = list(keys), default_buffer_prototype()
 
@@ -144,11 +152,18 @@ def fetched(store: Store, keys: Iterable[str], most: int = _DOCUMENT) -> list[by
             raise ValueError(f"{large[0]!r} has {sizes[large[0]]} bytes, more than the {most} that it may have")
         return await gather(*(store.get(key, prototype) for key in keys))
 
-    found = retried(lambda: sync(all_of_them()), final=(ValueError,))
+    try:
+        found = retried(lambda: sync(all_of_them()), final=PERMANENT)
+    except (MemoryError, *PERMANENT):
+        raise
+    except Exception as error:
+        raise Unread(f"cannot read {keys[0]!r} of {presentable(store)} ({reason(error)}): try it again") from cause(
+            error
+        )
     return [None if value is None else value.to_bytes() for value in found]
 
 
-def arrays(store: Store, prefix: str, names: Iterable[str]) -> dict[str, Plain]:
+def arrays(store: Store, names: Iterable[str]) -> dict[str, Plain]:
     """Arrays of a group, all of them in memory.
 
     Raises
@@ -157,11 +172,11 @@ def arrays(store: Store, prefix: str, names: Iterable[str]) -> dict[str, Plain]:
         Of whatever kind, if anything there is not as daskgmm writes it.
     """
     names = list(names)
-    documents = fetched(store, (f"{prefix}{name}/zarr.json" for name in names))
+    documents = fetched(store, (f"{name}/zarr.json" for name in names))
     layouts = [_Layout.of(name, data) for name, data in zip(names, documents, strict=True)]
     declared = sum(layout.nbytes for layout in layouts)
     places = [layout.keys() for layout in layouts]
-    chunks = fetched(store, (prefix + key for some in places for key in some), most=declared + declared // 8 + _AT_ONCE)
+    chunks = fetched(store, (key for some in places for key in some), most=declared + declared // 8 + _AT_ONCE)
     if declared > (there := sum(len(chunk or b"") for chunk in chunks)) * _EXPANSION + _AT_ONCE:
         raise ValueError(f"arrays of {declared} bytes cannot be in the {there} that are stored")
     left, found = iter(chunks), {}

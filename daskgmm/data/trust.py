@@ -41,7 +41,7 @@ def check_document(key: str, data: bytes) -> None:
         return
     if len(data) > _MOST:
         raise ValueError(f"{key} has {len(data)} bytes, more than metadata need: write the store again")
-    check_metadata(key, json.loads(data))
+    check_metadata(key, json.loads(data.decode()))
 
 
 def check_metadata(name: str, metadata: Any) -> None:

@@ -14,7 +14,7 @@ import uuid
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
@@ -35,9 +35,9 @@ ATTRIBUTE = "daskgmm"  # of the group: the manifest, once it is complete
 class Target:
     """A place for a group: a local path or an fsspec URL."""
 
-    fs: Any
-    root: str
-    shown: str  # for people
+    fs: Any = field(repr=False)  # which, as the root, may hold what is not for all eyes
+    root: str = field(repr=False)
+    shown: str
 
     @staticmethod
     def at(path: str) -> Target:
@@ -157,9 +157,10 @@ class Output:
 
     def publish(self) -> None:
         """Everything is written: make the group one that opens."""
-        self.target.write(METADATA, self.metadata)
         ours = _ours(self.target.listing(), self.arrays)
-        self.target.remove(key for key in ours if key == _MANIFEST or key.endswith(".partial"))
+        self.target.remove(key for key in ours if key.endswith(".partial"))  # of runs that were killed
+        self.target.write(METADATA, self.metadata)
+        self.target.remove([_MANIFEST])
 
 
 def prepare(

@@ -183,13 +183,12 @@ class Gaussian:
 
     def consistent(self, covariances: Array, factors: Array) -> bool:
         """Are covariances Σ, each (k, …), positive definite, and F of theirs: upper triangular, FᵀΣF the identity?"""
-        if self.model.diagonal:
-            return bool((factors > 0).all() and (np.abs(factors**2 * covariances - 1) < _ROUNDED).all())
-        turned, diagonal = factors.transpose(0, 2, 1), np.einsum("kii->ki", covariances)
         with np.errstate(over="ignore", invalid="ignore"):
+            if self.model.diagonal:
+                return bool((factors > 0).all() and (np.abs(factors**2 * covariances - 1) <= _ROUNDED).all())
+            turned, deviations = factors.transpose(0, 2, 1), np.sqrt(np.einsum("kii->ki", covariances))
             products = turned @ covariances @ factors
             sizes = np.abs(turned) @ np.abs(covariances) @ np.abs(factors)
-            deviations = np.sqrt(diagonal)
             scale = deviations[:, :, None] * deviations[:, None, :]
             symmetric = np.abs(covariances - covariances.transpose(0, 2, 1)) <= _ROUNDED * scale
             rounded = _ROUNDED + 1e3 * np.finfo(np.float64).eps * sizes  # more where one is all but singular

@@ -164,7 +164,7 @@ def resealed(files: Files) -> Files:
         document = json.loads(files["zarr.json"])
         attributes = dict(document["attributes"])
         manifest = json.loads(attributes.pop("daskgmm"))
-        found = arrays(store_of(files), "", manifest["arrays"])
+        found = arrays(store_of(files), manifest["arrays"])
         manifest["sha256"] = persistence._digest(attributes, found)
         document["attributes"]["daskgmm"] = json.dumps(manifest)
         return {**files, "zarr.json": json.dumps(document).encode()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import random
 from collections.abc import Callable
 from functools import partial
@@ -181,6 +180,7 @@ WORDS = {
     delete: "is missing, which was there before: write it again, or pass missing='fill'",
     empty: r"is truncated \(0 bytes of 1 or more are there\): if it is so again, write the chunk anew",
     truncate: r"(is truncated|fails its checksum|cannot be read) \(",
+    garble: r"(fails its checksum|cannot be read) \(",
     flip: r"(fails its checksum|cannot be read) \(",
 }
 
@@ -190,7 +190,7 @@ WORDS = {
     ("layout", "damage"),
     [
         *((layout, damage) for layout in LAYOUTS for damage in (delete, truncate, empty)),
-        *((layout, flip) for layout in SUMS),
+        *((layout, damage) for layout in SUMS for damage in (flip, garble)),
     ],
 )
 def test_a_chunk_that_is_damaged_in_mid_fit_is_named(
@@ -280,11 +280,6 @@ def test_gather_is_not_slowed_by_what_is_guarded(blobs: Array, tmp_path: Path) -
     asked.clear()
     gather(samples, _count)
     assert sorted(asked) == sorted(f"c/{i}/0" for i in range(24))
-
-
-def test_an_error_that_a_disk_is_full_says_so() -> None:
-    error = daskgmm.data.faults.unwritten("'x'", OSError(errno.ENOSPC, "No space left on device"))
-    assert "No space left on device" in str(error)
 
 
 @pytest.mark.usefixtures("small_blocks")
