@@ -21,9 +21,10 @@ from distributed import Client
 import daskgmm
 
 HERE = Path(__file__).parent
+PATHS = [str(Path(daskgmm.__file__).parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")]
 ENVIRONMENT = {
     **os.environ,
-    "PYTHONPATH": os.pathsep.join([str(Path(daskgmm.__file__).parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")]),
+    "PYTHONPATH": os.pathsep.join(PATHS),
     "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
 }
 Process = subprocess.Popen[bytes]
