@@ -10,15 +10,15 @@ from daskgmm.data.blocks import Source
 
 SECONDS = float(os.environ.get("FAULTY_SECONDS", 0))  # that each read takes longer
 DEADLY_ROW = int(os.environ.get("FAULTY_ROW", -1))  # with which the process ends
-
-_read = Source.read
+READ = vars(Source).get("sound", Source.read)  # Dask loads this file more than once
 
 
 def read(source: Source, region: Any) -> Any:
     time.sleep(SECONDS)
     if region[0].start <= DEADLY_ROW < region[0].stop:
         os._exit(1)
-    return _read(source, region)
+    return READ(source, region)
 
 
+Source.sound = READ  # type: ignore[attr-defined]
 Source.read = read  # type: ignore[method-assign]
