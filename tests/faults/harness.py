@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-from distributed import Client
 
 import daskgmm
 
@@ -71,18 +68,8 @@ class Cluster:
             kill(worker)
             self.workers.remove(worker)
 
-    def kill_all(self) -> int:
-        n = len(self.workers)
+    def kill_all(self) -> None:
         self.kill(*self.workers)
-        return n
-
-    def pid(self, client: Client, address: str) -> int:
-        return int(client.run(os.getpid, workers=[address])[address])
-
-    def restart_scheduler(self) -> None:
-        """At the same address."""
-        kill(self.scheduler)
-        self.scheduler = self._start("scheduler", "--port", self.address.rsplit(":", 1)[1])
 
     def _start(self, what: str, *options: str) -> Process:
         command = [sys.executable, "-m", "dask", what, "--host", "127.0.0.1", "--no-dashboard", *options]
@@ -126,7 +113,3 @@ def meanwhile(action: Callable[[], Any], every: float, times: int = 10**6) -> It
     finally:
         ended.set()
         thread.join()
-
-
-def choice(cluster: Cluster) -> Process:
-    return random.choice(cluster.workers)
