@@ -1,8 +1,8 @@
 """Many passes over many small blocks: does memory level off, and does a pass go on taking the same time?
 
 ``python tests/benchmarks/growth.py [PASSES [BLOCKS]]``, by default 500 passes over 2000 blocks of 100 rows, on two
-workers: a line at each tenth of the passes, with the seconds a pass since the line before it, and what the processes
-hold, in MiB.
+workers: a line at each tenth of the passes, with the seconds a pass since the line before it (the first: with the
+survey and the start), and what the processes hold, in MiB.
 """
 
 from __future__ import annotations
