@@ -111,10 +111,10 @@ def replaced(cluster: Cluster, n: int) -> Callable[[], None]:
 
 
 def test_a_worker_killed_in_a_pass(store: Path, tmp_path: Path, assert_same: Callable[..., None]) -> None:
-    with Cluster(tmp_path, seconds=0.02) as cluster:
+    with Cluster(tmp_path, seconds=0.01) as cluster:
         cluster.add(2)
         with connected(cluster, 2):
-            disturb = at_pass(2, lambda: threading.Timer(0.05, cluster.kill, cluster.workers[:1]).start())
+            disturb = at_pass(2, lambda: threading.Timer(0.03, cluster.kill, cluster.workers[:1]).start())
             assert_same(fit(store, callbacks=[disturb]))
             assert len(cluster.workers) == 1
 
