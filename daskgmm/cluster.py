@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 from collections.abc import Iterator
 from typing import Any
+
+_ENDING = "daskgmm-ending"
 
 
 @contextlib.contextmanager
@@ -48,18 +51,25 @@ def workers(scheduler: str | None, n_workers: int | None, memory_limit: str) -> 
     # Workers import what this process does, even where the directory holds a daskgmm: they share its compiled kernel.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
     with _signals_kept():
-        cluster = SubprocessCluster(
+        cluster: Any = SubprocessCluster(
             n_workers=n_workers or CPU_COUNT,
             threads_per_worker=1,
             worker_class="daskgmm.cluster.nanny",
-            # Should this process be killed, what it started ends by itself.
+            # Should this process be killed before it is connected, what it started ends by itself.
             worker_kwargs={"memory_limit": memory_limit, "death_timeout": "30s"},
-            scheduler_kwargs={"idle_timeout": "10 minutes"},
+            scheduler_kwargs={"idle_timeout": "1 day"},
             dashboard_address="127.0.0.1:0",
         )
     with cluster, Client(cluster) as client:
-        client.wait_for_workers(n_workers or CPU_COUNT, timeout=60)
-        yield client
+        reading = asyncio.run_coroutine_threadsafe(_read(cluster.scheduler.process.stderr), cluster.loop.asyncio_loop)
+        client.register_plugin(_ending_with(client.id))
+        try:
+            client.wait_for_workers(n_workers or CPU_COUNT, timeout=60)
+            yield client
+        finally:  # the cluster ends in order
+            reading.cancel()
+            if client.status == "running":
+                client.unregister_scheduler_plugin(_ENDING)
 
 
 def nanny(*args: Any, **options: Any) -> Any:
@@ -68,6 +78,26 @@ def nanny(*args: Any, **options: Any) -> Any:
 
     os.setpgrp()
     return Nanny(*args, **options)
+
+
+async def _read(log: asyncio.StreamReader) -> None:
+    """What the scheduler says: once 190 kB of it had not been read, as where workers die, it would wait for ever."""
+    while await log.read(2**16):
+        pass
+
+
+def _ending_with(client: str) -> Any:
+    """What closes the scheduler once this process is gone: it may leave it idle for long, but not behind."""
+    from distributed import SchedulerPlugin
+
+    class Ending(SchedulerPlugin):
+        name = _ENDING
+
+        def remove_client(self, scheduler: Any, client: str, gone: str = client) -> None:
+            if client == gone:
+                scheduler.loop.add_callback(scheduler.close)
+
+    return Ending()
 
 
 @contextlib.contextmanager
