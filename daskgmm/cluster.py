@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
+
+_ENDING = "daskgmm-ending"
 
 
 @contextlib.contextmanager
@@ -46,14 +50,64 @@ def workers(scheduler: str | None, n_workers: int | None, memory_limit: str) -> 
         return
     # Workers import what this process does, even where the directory holds a daskgmm: they share its compiled kernel.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    cluster = SubprocessCluster(
-        n_workers=n_workers or CPU_COUNT,
-        threads_per_worker=1,
-        # Should this process be killed, what it started ends by itself.
-        worker_kwargs={"memory_limit": memory_limit, "death_timeout": "30s"},
-        scheduler_kwargs={"idle_timeout": "10 minutes"},
-        dashboard_address="127.0.0.1:0",
-    )
+    with _signals_kept():
+        cluster: Any = SubprocessCluster(
+            n_workers=n_workers or CPU_COUNT,
+            threads_per_worker=1,
+            worker_class="daskgmm.cluster.nanny",
+            # Should this process be killed before it is connected, what it started ends by itself.
+            worker_kwargs={"memory_limit": memory_limit, "death_timeout": "30s"},
+            scheduler_kwargs={"idle_timeout": "1 day"},
+            dashboard_address="127.0.0.1:0",
+        )
     with cluster, Client(cluster) as client:
-        client.wait_for_workers(n_workers or CPU_COUNT, timeout=60)
-        yield client
+        reading = asyncio.run_coroutine_threadsafe(_read(cluster.scheduler.process.stderr), cluster.loop.asyncio_loop)
+        client.register_plugin(_ending_with(client.id))
+        try:
+            client.wait_for_workers(n_workers or CPU_COUNT, timeout=60)
+            yield client
+        finally:  # the cluster ends in order
+            reading.cancel()
+            if client.status == "running":
+                client.unregister_scheduler_plugin(_ENDING)
+
+
+def nanny(*args: Any, **options: Any) -> Any:
+    """What a local worker's process runs: a Nanny that no signal to this process's group reaches."""
+    from distributed import Nanny
+
+    os.setpgrp()
+    return Nanny(*args, **options)
+
+
+async def _read(log: asyncio.StreamReader) -> None:
+    """What the scheduler says: once 190 kB of it had not been read, as where workers die, it would wait for ever."""
+    while await log.read(2**16):
+        pass
+
+
+def _ending_with(client: str) -> Any:
+    """What closes the scheduler once this process is gone: it may leave it idle for long, but not behind."""
+    from distributed import SchedulerPlugin
+
+    class Ending(SchedulerPlugin):
+        name = _ENDING
+
+        def remove_client(self, scheduler: Any, client: str, gone: str = client) -> None:
+            if client == gone:
+                scheduler.loop.add_callback(scheduler.close)
+
+    return Ending()
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ctrl-C and SIGTERM, which often go to the whole group, wait until all has started, and do not reach what has.
+
+    A process inherits that they are blocked; but a nanny's are not once it has started its worker.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import signal
+import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 
 from daskgmm.urls import presentable
 
+_AGAIN = 1.0  # s in which another signal is the same one: `timeout` sends two
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Stopped(KeyboardInterrupt):
+    """By a signal: all that cleans up after Ctrl-C does so after SIGTERM."""
+
+
 class Group(click.Group):
-    """Commands whose errors are one line on stderr and a non-zero exit."""
+    """Commands whose errors are one line on stderr and a non-zero exit; stopped by a signal, 128 and its number."""
 
     def invoke(self, ctx: click.Context) -> Any:
         warnings.showwarning = _show_warning
         try:
-            return super().invoke(ctx)
+            with _signals():
+                return super().invoke(ctx)
+        except Stopped as stopped:
+            number: signal.Signals = stopped.args[0]
+            click.echo(
+                f"\nStopped by {number.name}: the output is not written, or not complete; run the same command again, "
+                "which goes on from a --checkpoint",
+                err=True,
+            )
+            ctx.exit(128 + number)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:  # whatever it is, a person reads it
@@ -29,6 +48,30 @@ class Group(click.Group):
             text = presentable(" ".join(str(error).split())) or type(error).__name__
             click.echo(f"Error: {text}", err=True)
             ctx.exit(1)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop what runs, and it cleans up."""
+    before = {}
+    last = -math.inf
+
+    def stop(number: int, _: Any) -> None:
+        nonlocal last
+        now = time.monotonic()
+        last, again = now, now - last < _AGAIN
+        if not again:
+            raise Stopped(signal.Signals(number))
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # not one that is ignored
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -40,8 +83,31 @@ def input_options(command: F) -> F:
     return click.option("--array", metavar="NAME", help="Array of a group, with the features last.")(command)
 
 
+def _worker_timeout(ctx: click.Context, option: click.Parameter, value: str | None) -> None:
+    """For as long as the command runs, of Dask's configuration."""
+    if value is None:
+        return
+    import dask
+    from dask.utils import parse_timedelta
+
+    try:
+        seconds = parse_timedelta(value)
+    except (LookupError, ValueError):
+        seconds = 0
+    if not seconds > 0:
+        raise click.BadParameter(f"{value!r} is not a time: write 90, 90s or 5m", ctx, option)
+    ctx.with_resource(dask.config.set({"daskgmm.worker-timeout": seconds}))
+
+
 def where_options(command: F) -> F:
     for option in (
+        click.option(
+            "--worker-timeout",
+            metavar="TIME",
+            callback=_worker_timeout,
+            expose_value=False,
+            help="Give up where no worker has worked for so long.  [default: 5m]",
+        ),
         click.option("--memory-limit", default="auto", show_default=True, help="Of each local worker, e.g. 1GiB."),
         click.option(
             "--workers",

@@ -31,6 +31,7 @@ from daskgmm.data.blocks import Samples
 _BATCH = 2
 _TRIES = 10  # of a graph
 _LOOK = 5.0  # s between two looks at a cluster that has not finished: by then its workers have been heard of
+_END = 1.0  # s for what waits for futures to end when they are released
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,10 @@ class Cluster:
             raise self._gone()
         futures = self.client.get(graph.tasks, wanted, sync=False)
         every = list(flatten([futures]))
+        results = self.client.gather(futures, asynchronous=True)
+        coming = asyncio.run_coroutine_threadsafe(results, self.client.loop.asyncio_loop)
         try:
-            coming = self._wait(self.client.gather(futures, asynchronous=True))
+            self._wait(coming)
             try:
                 return coming.result()
             except KilledWorker as error:
@@ -217,30 +220,26 @@ class Cluster:
         finally:
             for future in every:
                 future.release()
+            concurrent.futures.wait([coming], _END)  # by that it ends; Dask complains if it is cancelled before
+            coming.cancel()
 
-    def _wait(self, results: Any) -> concurrent.futures.Future[Any]:
+    def _wait(self, coming: concurrent.futures.Future[Any]) -> None:
         """Until the results are there, or have failed, or no worker has worked for too long."""
-        coming = asyncio.run_coroutine_threadsafe(results, self.client.loop.asyncio_loop)
         limit = worker_timeout()
         step, since = min(_LOOK, limit / 4), time.monotonic()
         before: _Workers = {}
-        try:
-            while not concurrent.futures.wait([coming], step).done:
-                try:
-                    workers = self.workers(step)
-                except ConnectionError:
-                    if self.client.status not in ("running", "connecting") or time.monotonic() - since > limit:
-                        raise
-                    continue
-                if _working(workers, before):
-                    since = time.monotonic()
-                elif time.monotonic() - since > limit:
-                    raise TimeoutError(self._idle(workers, limit))
-                before = workers
-        except BaseException:
-            coming.cancel()
-            raise
-        return coming
+        while not concurrent.futures.wait([coming], step).done:
+            try:
+                workers = self.workers(step)
+            except ConnectionError:
+                if self.client.status not in ("running", "connecting") or time.monotonic() - since > limit:
+                    raise
+                continue
+            if _working(workers, before):
+                since = time.monotonic()
+            elif time.monotonic() - since > limit:
+                raise TimeoutError(self._idle(workers, limit))
+            before = workers
 
     def _idle(self, workers: _Workers, limit: float) -> str:
         """What has been waited for, and what to do."""
