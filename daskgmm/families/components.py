@@ -70,6 +70,12 @@ class GaussianComponents(ABC):
         return np.linalg.norm(np.reshape(self.factors, (len(self.means), -1)), axis=1)
 
     @property
+    def magnitude(self) -> Array:
+        """Squares, of which distances are the differences; of what is treated about its own mean, deviations."""
+        reach = self.frame.radius * self._narrowness
+        return np.where(self.tight | self._apart, reach, reach**2)
+
+    @property
     def coarse(self) -> bool:
         return bool((self._reach**2 * np.finfo(np.float32).eps <= _COARSE).all()) and not self.tight.any()
 
@@ -121,7 +127,7 @@ class GaussianComponents(ABC):
         """
         _, delta, covariances = self.averages(moments)
         # Variances below _EPS of the sample's are compared as that: a component of equal rows is not looked at again.
-        far = lost(delta) > _STRICT * (np.abs(self._variances(covariances)) + _EPS)
+        far = lost(delta) > _STRICT * (np.abs(self.variances(covariances)) + _EPS)
         return replace(self, about=self.centres + delta) if self.about is None and far.any() else None
 
     @cached_property
@@ -141,7 +147,7 @@ class GaussianComponents(ABC):
 
     @staticmethod
     @abstractmethod
-    def _variances(covariances: Array) -> Array:
+    def variances(covariances: Array) -> Array:
         """The features' variances: (k, d)."""
 
     @abstractmethod
@@ -166,9 +172,15 @@ class DenseComponents(GaussianComponents):
         return drawn
 
     @staticmethod
-    def mapped(covariances: Array, by: Array) -> Array:
-        """Of u = B z, given those of z."""
-        return by @ covariances @ by.T
+    def mapped_out(covariances: Array, frame: Frame) -> Array:
+        """Of u, in the user's units, given those of z in the frame."""
+        mapped = frame.unit @ covariances @ frame.unit.T
+        return (mapped + np.swapaxes(mapped, -1, -2)) / 2  # rounding may be all there is of a covariance
+
+    @staticmethod
+    def mapped_in(covariances: Array, frame: Frame) -> Array:
+        """Of z, given those of u."""
+        return frame.matrix @ covariances @ frame.matrix.T
 
     @staticmethod
     def triangular(factors: Array) -> Array:
@@ -205,7 +217,7 @@ class DenseComponents(GaussianComponents):
         return self.means.shape[1] >= _DIRECT_FEATURES and not self.pooled
 
     @staticmethod
-    def _variances(covariances: Array) -> Array:
+    def variances(covariances: Array) -> Array:
         return np.einsum("kii->ki", covariances)
 
     def _second(self, products: Array) -> Array:
@@ -243,8 +255,12 @@ class DiagonalComponents(GaussianComponents):
         return normal / factors[k]
 
     @staticmethod
-    def mapped(covariances: Array, by: Array) -> Array:
-        return by.diagonal() ** 2 * covariances
+    def mapped_out(covariances: Array, frame: Frame) -> Array:
+        return frame.scale**2 * covariances
+
+    @staticmethod
+    def mapped_in(covariances: Array, frame: Frame) -> Array:
+        return covariances / frame.scale**2
 
     @staticmethod
     def triangular(factors: Array) -> Array:
@@ -272,7 +288,7 @@ class DiagonalComponents(GaussianComponents):
         return each, each
 
     @staticmethod
-    def _variances(covariances: Array) -> Array:
+    def variances(covariances: Array) -> Array:
         return covariances
 
     def _second(self, products: Array) -> Array:

@@ -1,0 +1,302 @@
+"""Whatever the rows are, and whatever holds them: the right answer, or an error of one sentence. Never NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import pytest
+import zarr
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.special import logsumexp
+
+import daskgmm
+from daskgmm.cli import main
+
+Array = npt.NDArray[np.float64]
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+REAL = ("full", "tied", "diag", "spherical", "EII", "VEI", "EVI", "VEE", "EVE", "VVE", "EEV", "VEV", "EVV")
+DTYPES = (
+    *("float64", "float32", "float16", "longdouble", ">f8", ">f4", ">f2", "bool", "uint8", "int8"),
+    *("int16", "uint16", "int32", "uint32", "int64", "uint64", ">i4", ">u2"),
+)
+LAYOUTS = ("as it is", "Fortran", "a view", "reversed", "read-only", "masked", "a list")
+SHAPES = ("blobs", "one group", "constant", "constant feature", "duplicates", "line", "ints", "far row", "bad value")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fit."""
+
+    x: Any  # the rows as they are given
+    values: Array  # what they are (n, d)
+    bad: bool  # is one of them not finite?
+    masked: bool
+    k: int
+    options: dict[str, Any]
+    weights: Array | None
+    store: str  # NumPy, dask or Zarr
+    chunks: tuple[int, ...]
+
+
+@st.composite
+def cases(draw: Callable[..., Any], stores: tuple[str, ...] = ("NumPy", "NumPy", "dask", "Zarr")) -> Case:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, d, k = draw(st.integers(1, 60)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    if draw(st.integers(0, 9)) == 0:
+        n = k
+    shape, dtype, layout = (draw(st.sampled_from(choice)) for choice in (SHAPES, DTYPES, LAYOUTS))
+    values = _values(rng, shape, n, d, draw(st.integers(-30, 30)) if draw(st.booleans()) else 0)
+    x = _cast(values, np.dtype(dtype))
+    if layout == "a list":
+        layout = "as it is"
+    masked = layout == "masked" and rng.random() < 0.8
+    store = draw(st.sampled_from(stores))
+    options: dict[str, Any] = {
+        "covariance_type": draw(st.sampled_from(REAL)),
+        "max_iter": draw(st.sampled_from((0, 1, 4))),
+        "accelerate": draw(st.booleans()),
+        "subsample": draw(st.sampled_from((None, 20, 100_000))),
+        "missing": draw(st.sampled_from(("raise", "drop"))),
+        "init_params": draw(st.sampled_from(("kmeans", "random", "k-means++", "random_from_data"))),
+        "reg_covar": draw(st.sampled_from((0.0, 1e-6, 1.0))),
+        "prior": draw(st.sampled_from((None, None, "default"))),
+        "random_state": 0,
+    }
+    weights = rng.integers(0, 3, n) * rng.random() if draw(st.integers(0, 3)) == 0 else None
+    chunks = _chunks(rng, n) if n else (0,)
+    return Case(
+        _laid_out(rng, x, layout, masked),
+        x.astype(np.float64),
+        not np.isfinite(x.astype(np.float64)).all(),
+        masked,
+        k,
+        options,
+        weights,
+        store,
+        chunks,
+    )
+
+
+def _values(rng: np.random.Generator, shape: str, n: int, d: int, exponent: int) -> Array:
+    """Rows of a kind, of any scale."""
+    x = rng.standard_normal((n, d))
+    if shape == "blobs":
+        x += 8 * rng.integers(0, 3, (n, 1))
+    elif shape == "constant":
+        x[:] = x[0]
+    elif shape == "constant feature":
+        x[:, 0] = x[0, 0]
+    elif shape == "duplicates":
+        x = x[rng.integers(0, max(1, n // 4), n)]
+    elif shape == "line":
+        x[:] = x[:, :1]
+    elif shape == "ints":
+        x = np.round(5 * x)
+    elif shape == "far row":
+        x[0] = 10.0 ** rng.integers(3, 12)
+    elif shape == "bad value":
+        x[rng.integers(n), rng.integers(d)] = rng.choice([np.nan, np.inf, -np.inf])
+    return x * 10.0**exponent
+
+
+def _cast(x: Array, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        return np.clip(np.nan_to_num(x, posinf=0, neginf=0), float(info.min), float(info.max) * (1 - 1e-15)).astype(dtype)
+    if dtype.kind == "b":
+        return np.nan_to_num(x) > 0
+    with np.errstate(over="ignore"):
+        return x.astype(dtype)
+
+
+def _laid_out(rng: np.random.Generator, x: npt.NDArray[Any], layout: str, masked: bool) -> npt.NDArray[Any]:
+    if layout == "Fortran":
+        return np.asfortranarray(x)
+    if layout == "a view":
+        wide = np.zeros((2 * len(x), x.shape[1] + 2), x.dtype)
+        wide[::2, 1:-1] = x
+        return wide[::2, 1:-1]
+    if layout == "reversed":
+        return np.ascontiguousarray(x[::-1, ::-1])[::-1, ::-1]
+    if layout == "read-only":
+        x = x.copy()
+        x.flags.writeable = False
+    if layout == "masked":
+        mask = np.zeros(x.shape, bool)
+        mask[0, 0] = masked
+        return np.ma.MaskedArray(x, mask)
+    return x
+
+
+def _chunks(rng: np.random.Generator, n: int) -> tuple[int, ...]:
+    """Sizes that add up to n, some of them zero."""
+    cuts = np.sort(rng.integers(0, n + 1, rng.integers(0, 5)))
+    return tuple(np.diff(np.concatenate([[0], cuts, [n]])).tolist())
+
+
+def _held(case: Case, path: Path | None = None) -> Any:
+    """The rows in what holds them."""
+    if case.store == "dask":
+        return da.from_array(case.x, chunks=(case.chunks, -1))
+    if case.store == "Zarr":
+        n, d = case.x.shape
+        rows = max(1, case.chunks[0])
+        sharded = len(case.chunks) % 2 == 0
+        layout = {"chunks": (rows, d), "shards": (3 * rows, d)} if sharded else {"chunks": (rows, max(1, d // 2))}
+        x = case.x.astype(np.float64) if case.x.dtype == np.longdouble else np.ma.getdata(case.x)
+        config = {"write_empty_chunks": True}  # else chunks of zeros are not there, and that is refused
+        where = {} if path is None else {"store": str(path)}
+        return zarr.create_array(**({"store": zarr.storage.MemoryStore()} | where), data=np.asarray(x), config=config, **layout)
+    return case.x
+
+
+def _is_ours(error: Exception) -> bool:
+    """One sentence, from where input is checked, not from the depth of a library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = frames[-1].filename
+    known = isinstance(error, ValueError | TypeError | MemoryError)
+    return known and len(str(error)) > 20 and ("daskgmm/" in place or "sklearn/utils" in place)
+
+
+def _model(case: Case) -> Any:
+    return daskgmm.GaussianMixture(case.k, **case.options)
+
+
+def _check(case: Case) -> bool:
+    """Fit, and check the answer; False: there was an error, which is ours."""
+    model = _model(case)
+    with dask.config.set(scheduler="sync"):
+        data = _held(case)
+        try:
+            model.fit(data, sample_weight=case.weights)
+        except Exception as error:
+            assert _is_ours(error), repr(error)
+            _check_refused(case, error)
+            return False
+        assert not (case.masked and case.store != "Zarr")
+        assert not case.bad or case.options["missing"] == "drop"
+        labels, proba, densities = (
+            np.asarray(call(data)) for call in (model.predict, model.predict_proba, model.score_samples)
+        )
+        score = model.score(data) if case.values.size and np.isfinite(case.values).all(axis=1).any() else 0.0
+    good = np.isfinite(case.values).all(axis=1)
+    _check_parameters(case, model)
+    assert (labels[good] >= 0).all()
+    assert (labels[~good] == -1).all()
+    np.testing.assert_allclose(proba[good].sum(axis=1), 1, rtol=1e-12)
+    assert (proba[good].max(axis=1) <= proba[good][np.arange(good.sum()), labels[good]] + 1e-12).all()
+    expected, tolerance = _log_densities(model, case.values[good])
+    assert (np.abs(densities[good] - expected) <= tolerance).all(), (densities[good], expected, tolerance)
+    assert abs(score - expected.mean()) <= tolerance.max()
+    return True
+
+
+def _check_refused(case: Case, error: Exception) -> None:
+    """There is a reason for the error, and it is the one that it says."""
+    weights = np.ones(len(case.values)) if case.weights is None else case.weights
+    good = np.isfinite(case.values).all(axis=1)
+    rows = case.values[good & (weights > 0)]
+    text = str(error)
+    if "collapsed" in text or "distinct" in text or "is constant" in text:
+        reg_covar, reach = case.options["reg_covar"], np.abs(rows).max()
+        assert reg_covar == 0 or reg_covar < 1e-10 * reach**2  # which is below rounding of squares, if not of all
+    elif "masked" in text:
+        assert case.masked or case.store == "dask"  # which cannot know
+    elif "NaN" in text or "infinity" in text or "nan" in text or "inf" in text:
+        assert case.bad
+    elif "n_samples" in text or "minimum of" in text or "sample(s)" in text:
+        assert len(rows) < max(case.k, 2)
+    elif "non-zero" in text:
+        assert not (weights > 0).any()
+    elif "lost all its samples" in text or "has no rows" in text:
+        assert case.k > 1
+    else:
+        assert "not symmetric and positive definite" in text, text
+        assert case.options["prior"] is not None
+
+
+def _check_parameters(case: Case, model: Any) -> None:
+    family, k = model._family(), case.k
+    expanded = family.model.expand(np.asarray(model.covariances_), k, case.values.shape[1])
+    assert model.weights_.sum() == pytest.approx(1, rel=1e-12)
+    assert (model.weights_ >= 0).all()
+    assert np.isfinite(model.means_).all()
+    assert np.isfinite(expanded).all()
+    assert np.isfinite(model.lower_bounds_).all()
+    assert model.n_samples_ <= len(case.values)
+    variances = expanded if family.model.diagonal else np.einsum("kii->ki", expanded)
+    assert (variances > 0).all()
+    if not family.model.diagonal:
+        np.testing.assert_array_equal(expanded, np.swapaxes(expanded, 1, 2))
+        deviations = np.sqrt(variances)
+        assert (np.abs(expanded / (deviations[:, :, None] * deviations[:, None, :])) < 1 + 1e-12).all()
+    if k == 1 and case.options["prior"] is None and case.options["max_iter"]:
+        _check_closed_form(case, model, variances[0])
+
+
+def _check_closed_form(case: Case, model: Any, variances: Array) -> None:
+    """One component: the mean, and the variances with reg_covar, in long double."""
+    good = np.isfinite(case.values).all(axis=1)
+    weights = (np.ones(len(case.values)) if case.weights is None else case.weights)[good].astype(np.longdouble)
+    x = case.values[good].astype(np.longdouble)
+    mean = weights @ x / weights.sum()
+    squares = weights @ (x - mean) ** 2 / weights.sum()
+    if model._family().model.code[1] == "I":
+        squares = np.full(len(squares), squares.mean())
+    reach = np.abs(x).max(axis=0)
+    np.testing.assert_allclose((model.means_[0] - mean) / np.maximum(reach, 1e-300), 0, atol=1e-12)
+    expected = (squares + model.reg_covar).astype(np.float64)
+    atol = float((reach**2).max()) * 1e-20
+    np.testing.assert_allclose(variances, expected, rtol=1e-6, atol=atol)
+
+
+def _log_densities(model: Any, x: Array) -> tuple[Array, Array]:
+    """Of the fitted parameters, by what is not the kernel, and how well rounding lets them be known."""
+    family, k = model._family(), len(model.weights_)
+    precisions = family.model.expand(np.asarray(model.precisions_cholesky_), k, x.shape[1])
+    factors = precisions[:, :, None] * np.eye(x.shape[1]) if family.model.diagonal else precisions
+    each, unsure = [], []
+    for weight, mean, factor in zip(model.weights_, model.means_, factors, strict=True):
+        terms = (x - mean)[:, :, None] * factor[None]  # (n, d, d)
+        z = terms.sum(axis=1)
+        with np.errstate(divide="ignore"):
+            constant = np.log(weight) + np.log(factor.diagonal()).sum() - x.shape[1] / 2 * math.log(2 * math.pi)
+        each.append(constant - (z**2).sum(axis=1) / 2)
+        size = np.linalg.norm((np.abs(x) + np.abs(mean)) @ np.abs(factor), axis=1)  # of what is subtracted
+        unsure.append(1e-14 * size * (1 + np.linalg.norm(z, axis=1) + 1e-14 * size))
+    return logsumexp(each, axis=0), 1e-9 + 1e-11 * np.abs(logsumexp(each, axis=0)) + 100 * np.max(unsure, axis=0)
+
+
+def _settings(n: int) -> settings:
+    return settings(
+        max_examples=n, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+
+
+@_settings(60)
+@given(case=cases())
+def test_the_right_answer_or_an_error_of_ours(case: Case) -> None:
+    _check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@_settings(10_000)
+@given(case=cases())
+def test_the_right_answer_or_an_error_of_ours_in_ten_thousand_cases(case: Case) -> None:
+    _check(case)
