@@ -16,7 +16,8 @@ from dask.delayed import Delayed
 
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.em.estep import Rows
-from daskgmm.passes import active_client, tasks, worker_memory
+from daskgmm.executing import worker_limits
+from daskgmm.passes import tasks, worker_memory
 
 _SHARE = 0.5  # of what workers have beyond a pass's need: Dask writes to disk from 60 % on, and spreads unevenly
 _SHARE_HERE = 0.25  # of the memory that this process may use, which has other things to hold
@@ -38,10 +39,9 @@ def _pieces(block: Block, pieces: Iterator[Rows]) -> list[Rows]:
 
 def _room(samples: Samples) -> float:
     """Bytes that may be kept: where workers have no memory limit, none."""
-    client = active_client()
-    if client is None:
+    workers = worker_limits()
+    if workers is None:
         from distributed.system import MEMORY_LIMIT
 
         return _SHARE_HERE * MEMORY_LIMIT
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return _SHARE * sum(max(0, (w["memory_limit"] or 0) - worker_memory(samples, w["nthreads"])) for w in workers)
+    return _SHARE * sum(max(0, limit - worker_memory(samples, threads)) for limit, threads in workers)

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from daskgmm.urls import presentable
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -24,13 +26,13 @@ class Group(click.Group):
         except Exception as error:  # whatever it is, a person reads it
             if ctx.params.get("debug"):
                 raise
-            text = " ".join(str(error).split()) or type(error).__name__
+            text = presentable(" ".join(str(error).split())) or type(error).__name__
             click.echo(f"Error: {text}", err=True)
             ctx.exit(1)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    click.echo(f"Warning: {presentable(' '.join(str(message).split()))}", err=True)
 
 
 def input_options(command: F) -> F:

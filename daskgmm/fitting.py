@@ -7,21 +7,27 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from daskgmm.blas import single_blas
 from daskgmm.caching import cached
+from daskgmm.checkpointing import NOWHERE, Journal
 from daskgmm.climbing import Options, climb, enough, starts
+from daskgmm.constancy import ConstantPass, refuse_changes
 from daskgmm.data.blocks import Samples, joined, outsider, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
-from daskgmm.em.known import Known
-from daskgmm.em.loop import EM, EMState, Info, run, surviving
+from daskgmm.em.info import Info
+from daskgmm.em.loop import EM, EMState, run, surviving
+from daskgmm.em.resuming import Begun, Progress, check_states
+from daskgmm.executing import settled
 from daskgmm.families.base import Family
 from daskgmm.passes import EMPass, check_memory, gather
 from daskgmm.seeding import Start
 from daskgmm.supervision import KnownPass, known_start, known_sums
+
+T = TypeVar("T")
 
 _FRAME_ROWS = 10_000  # sampled for the frame where nothing else asks for a sample
 
@@ -52,24 +58,25 @@ class _Started:
     """A candidate on its way to the data."""
 
     em: EM
-    states: list[EMState]
     survey: Survey
-    history: list[Info]  # of the sample
-    n_passes: int  # over all of the data
-    rows_known: Known | None  # those whose component is
+    begun: Begun
 
-    def ended(self, states: Sequence[EMState], shared: Sequence[Info], n_passes: int) -> Fit | ValueError:
+    def ended(self, states: Sequence[EMState], history: Sequence[Info], n_passes: int) -> Fit | ValueError:
         """The best of the states, after shared passes over the data; or why the first failed, if all did."""
         try:
             best = max(surviving(states), key=lambda state: state.lower_bound)
         except ValueError as failure:
             return failure
-        parameters = best.parameters.moved(self.em.frame.shift)
-        return Fit(parameters, self.em.family, best, self.survey, (*self.history, *shared), self.n_passes + n_passes)
+        parameters, n_passes = best.parameters.moved(self.em.frame.shift), self.begun.n_passes + n_passes
+        return Fit(parameters, self.em.family, best, self.survey, (*self.begun.history, *history), n_passes)
 
 
 def fit_mixture(
-    samples: Samples, candidate: Candidate, rng: np.random.RandomState, watch: Callable[[Info], None]
+    samples: Samples,
+    candidate: Candidate,
+    rng: np.random.RandomState,
+    watch: Callable[[Info], None],
+    journal: Journal = NOWHERE,
 ) -> Fit:
     """Fit one mixture: the best of its starts.
 
@@ -80,55 +87,86 @@ def fit_mixture(
     MemoryError
         A block of the data does not fit in a worker's memory.
     """
-    (found,) = fit_mixtures(samples, [candidate], rng, watch)
+    (found,) = fit_mixtures(samples, [candidate], rng, watch, journal)
     if isinstance(found, ValueError):
         raise found
     return found
 
 
+@settled()
 @single_blas()  # from the first pass to the last: to set and lift the limit costs more than a small block's work
 def fit_mixtures(
-    samples: Samples, candidates: Sequence[Candidate], rng: np.random.RandomState, watch: Callable[[Info], None]
+    samples: Samples,
+    candidates: Sequence[Candidate],
+    rng: np.random.RandomState,
+    watch: Callable[[Info], None],
+    journal: Journal = NOWHERE,
 ) -> list[Fit | ValueError]:
     """Fit each candidate as if it were alone, but in passes over the data that they share; or say why one cannot be.
 
     What concerns the data, ``subsample``, ``missing`` and ``persist``, is taken from the first one's options. Labels
-    are of the components of one candidate, and there is no other.
+    are of the components of one candidate, and there is no other. What ``journal`` has of an earlier run is not done
+    again.
 
     Raises
     ------
     ValueError
-        The data cannot be fitted at all; the message names the place and the remedy.
+        The data cannot be fitted at all, or are not those of the earlier run; the message names the place and the
+        remedy.
     MemoryError
         A block of the data does not fit in a worker's memory.
     """
     options = candidates[0].options
     check_memory(samples)
-    samples = replace(cached(joined(samples), options.persist), coding=candidates[0].family.coding)
-    survey = survey_samples(samples, options, rng)
-    samples = replace(samples, unlabelled=samples.source.labels is not None)
+    samples = replace(joined(samples), coding=candidates[0].family.coding)
+    if not journal.ended(options.tol, options.max_iter):
+        samples = cached(samples, options.persist)
+    rng = journal.random(rng)
+    chosen = draw(samples, options.subsample or (samples.n if samples.in_memory else _FRAME_ROWS), rng)
     rngs = [rng, *(deepcopy(rng) for _ in candidates[1:])]  # each draws as it would alone
-    started: list[_Started | ValueError] = []
-    for candidate, own in zip(candidates, rngs, strict=True):
-        try:
-            started.append(_start(samples, survey, candidate, own, watch))
-        except ValueError as failure:
-            started.append(failure)
-    shared: list[Info] = []
+    look = partial(survey_samples, samples, options, chosen)
 
-    def on_info(info: Info) -> None:
-        shared.append(info)
-        watch(info)
+    def check(before: Survey) -> None:
+        before.check(samples.n_features, len(samples.blocks))
+        if not journal.trusted:
+            refuse_changes(samples, before, look())
 
-    codings = [fit.em.family.coding for fit in started if isinstance(fit, _Started)]
-    one_pass = EMPass(replace(samples, coding=codings[0]) if codings else samples)
-    known = [fit.rows_known for fit in started if isinstance(fit, _Started) and fit.rows_known is not None]
-    pairs = [(fit.em, state) for fit in started if isinstance(fit, _Started) for state in fit.states]
-    states = iter(run(pairs, KnownPass(one_pass, known[0]) if known else one_pass, on_info))
+    survey = journal.once("survey", look, check)
+    samples = replace(samples, unlabelled=samples.source.labels is not None)
+    started = [
+        _attempt(_start, replace(samples, recorded=journal.recorder(i)), survey, candidate, own, watch, journal, i)
+        for i, (candidate, own) in enumerate(zip(candidates, rngs, strict=True))
+    ]
+    fits = [fit for fit in started if isinstance(fit, _Started)]
+    ems = [fit.em for fit in fits for _ in fit.begun.states]
+    now = journal.progress or Progress(tuple(state for fit in fits for state in fit.begun.states), (), 0, options.tol)
+    now = now.under(options.tol)
+    if journal.progress is not None:
+        check_states(ems, now.states, [len(state.parameters.weights) for fit in fits for state in fit.begun.states])
+    one_pass = EMPass(replace(samples, coding=ems[0].family.coding) if ems else samples, now.n_passes)
+    known = [fit.begun.rows_known for fit in fits if fit.begun.rows_known is not None]
+    whole_pass = ConstantPass(KnownPass(one_pass, known[0]) if known else one_pass, samples, survey, look)
+    history = list(now.history)
+
+    def keep(states: Sequence[EMState], info: Info) -> None:
+        history.append(info)
+        last = not any(state.goes_on(options.max_iter) for state in states)
+        journal.keep(Progress(tuple(states), tuple(history), one_pass.n, options.tol), last)
+
+    states = iter(run(list(zip(ems, now.states, strict=True)), whole_pass, watch, keep))
     return [
-        fit.ended(list(islice(states, len(fit.states))), shared, one_pass.n) if isinstance(fit, _Started) else fit
+        fit.ended(list(islice(states, len(fit.begun.states))), history, one_pass.n)
+        if isinstance(fit, _Started)
+        else fit
         for fit in started
     ]
+
+
+def _attempt(function: Callable[..., T], *args: Any) -> T | ValueError:
+    try:
+        return function(*args)
+    except ValueError as failure:
+        return failure
 
 
 def _start(
@@ -137,10 +175,17 @@ def _start(
     candidate: Candidate,
     rng: np.random.RandomState,
     watch: Callable[[Info], None],
+    journal: Journal,
+    i: int,
 ) -> _Started:
-    """A candidate with its frame and its starts."""
-    options, known = candidate.options, candidate.known
-    k = options.n_components
+    """A candidate with its frame and its starts.
+
+    Raises
+    ------
+    ValueError
+        It cannot be fitted to the data.
+    """
+    options, k = candidate.options, candidate.options.n_components
     if survey.n < k:
         raise ValueError(
             f"Expected n_samples >= n_components but got n_components = {k}, n_samples = {survey.n}: "
@@ -154,7 +199,30 @@ def _start(
     survey = replace(survey, sample=family.coding.encoded(survey.sample))
     frame = family.frame(survey.sample, survey.low, survey.high)
     em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter, options.accelerate)
-    climbs = options.subsample is not None and enough(survey, family, k)
+
+    def check(begun: Begun | ValueError) -> None:
+        if isinstance(begun, Begun):
+            check_states([em] * len(begun.states), begun.states, [k] * len(begun.states))
+
+    begun = journal.once(f"start-{i}", partial(_attempt, _begin, em, samples, survey, candidate, rng, watch), check)
+    if isinstance(begun, ValueError):
+        raise begun
+    if survey.n_known and (free := survey.sample_labels < 0).any():  # on none of the others may a component start again
+        em = replace(em, sample=em.sample[free])
+    single = options.accelerate and options.subsample is not None and not survey.complete
+    return _Started(replace(em, single=single), survey, begun)
+
+
+def _begin(
+    em: EM,
+    samples: Samples,
+    survey: Survey,
+    candidate: Candidate,
+    rng: np.random.RandomState,
+    watch: Callable[[Info], None],
+) -> Begun:
+    """Where the candidate's passes over the data start."""
+    options, known, k = candidate.options, candidate.known, candidate.options.n_components
     history: list[Info] = []
 
     def on_info(info: Info) -> None:
@@ -165,24 +233,21 @@ def _start(
     if survey.n_known:
         rows_known, used = known_sums(samples, survey, em, k)
         n_passes += used
-    if (parameters := known.parameters(frame)) is not None:
+    if (parameters := known.parameters(em.frame)) is not None:
         states = [EMState(parameters, previous_bound=known.previous_bound)]
     elif rows_known is not None:
         state, used = known_start(samples, survey, em, rows_known, options, known, rng)
         states, n_passes = [state], n_passes + used
-    elif climbs:
+    elif options.subsample is not None and enough(survey, em.family, k):
         states = [climb(em, survey, options, known, rng, on_info)]
     else:
         states, used = starts(samples, em, survey, options, known, rng)
         n_passes += used
-    if survey.n_known and (free := survey.sample_labels < 0).any():  # on none of the others may a component start again
-        em = replace(em, sample=em.sample[free])
-    single = options.accelerate and options.subsample is not None and not survey.complete
-    return _Started(replace(em, single=single), states, survey, history, n_passes, rows_known)
+    return Begun(tuple(states), tuple(history), n_passes, rows_known)
 
 
-def survey_samples(samples: Samples, options: Options, rng: np.random.RandomState) -> Survey:
-    """Look once at all samples, and refuse what cannot be fitted.
+def survey_samples(samples: Samples, options: Options, chosen: Sequence[Any]) -> Survey:
+    """Look once at all samples, at chosen ones of each block for the sample, and refuse what cannot be fitted.
 
     Raises
     ------
@@ -190,10 +255,8 @@ def survey_samples(samples: Samples, options: Options, rng: np.random.RandomStat
         No rows, fewer than components, a value or weight that is not finite, a label that is not one of a component:
         the first one is named.
     """
-    size = options.subsample or (samples.n if samples.in_memory else _FRAME_ROWS)
     k = options.n_components
-    kernel = partial(survey_block, coding=samples.coding, k=k)
-    survey = merge(gather(samples, kernel, draw(samples, size, rng)))
+    survey = merge(gather(samples, partial(survey_block, coding=samples.coding, k=k), chosen))
     if survey.bad_weight is not None:
         position, value = survey.bad_weight
         raise ValueError(

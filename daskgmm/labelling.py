@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.storage import LocalStore
 
 from daskgmm.data.blocks import Block, Samples, Source, regular_blocks
+from daskgmm.data.faults import cause, retried, settle, unwritten
 from daskgmm.em.estep import Rows, compile_prediction
 from daskgmm.families.base import Components
 from daskgmm.passes import assemble, check_memory, gather
 from daskgmm.prediction import LABELS, Output, block_kernel
+from daskgmm.urls import Hidden, presentable
 
 SCHEMA = 1
 _BATCH = 64  # blocks between two words to the one who watches
@@ -84,7 +87,7 @@ def write_predictions(
         "kind": "predictions",
         "schema": SCHEMA,
         "model": _digest(model),
-        "data": [origin, list(samples.shape), samples.n_features, str(samples.dtype)],
+        "data": [presentable(origin), list(samples.shape), samples.n_features, str(samples.dtype)],
         "missing": missing,
     }
     encoding = {name: {"chunks": data.chunksize} for name, (_, data, _) in variables.items()}
@@ -100,7 +103,7 @@ def write_predictions(
     kernel = partial(
         _write_block,
         kernel=block_kernel(samples, model, tuple(outputs), missing),
-        path=path,
+        path=Hidden(path),
         names=[output.name for output in outputs],
     )
     for i in range(0, len(remaining), _BATCH):
@@ -118,7 +121,7 @@ def _write_block(
     block: Block,
     pieces: Iterator[Rows],
     kernel: Callable[..., tuple[Any, ...]],
-    path: str,
+    path: Hidden,
     names: Sequence[str],
 ) -> str | None:
     """Write a block; or say why its data are refused, so that no other block is being written when all are removed."""
@@ -131,10 +134,20 @@ def _write_block(
     return None
 
 
-def _write(path: str, name: str, block: Block, result: Any) -> None:
+def _write(path: Hidden, name: str, block: Block, result: Any) -> None:
+    try:
+        retried(partial(_put, f"{path.url}/{name}", block, result))
+    except Exception as error:
+        raise unwritten(f"block {block.index} of {name!r} in {path}", error) from cause(error)
+
+
+def _put(path: str, block: Block, result: Any) -> None:
     # An all-zero chunk is written too: its presence says that the block is done.
-    array = zarr.open_array(f"{path}/{name}", mode="r+").with_config({"write_empty_chunks": True})
+    array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
     array[block.region] = result
+    if isinstance(array.store, LocalStore):
+        at = [s.start // extent for s, extent in zip(block.region, array.chunks, strict=False)]
+        settle(array.store.root / array.metadata.encode_chunk_key((*at, *[0] * (array.ndim - len(at)))))
 
 
 def _stored(output: Output) -> type:
@@ -177,11 +190,11 @@ def write_samples(
     manifest = {"kind": "samples", "schema": SCHEMA, "seed": seed, "rows": n_samples}
     target = prepare(path, template, encoding, manifest, overwrite)
     nothing = Samples((n_samples,), d, np.dtype(np.float64), blocks, Source(()))
-    gather(nothing, partial(_draw_block, family=family, parameters=parameters, seed=seed, path=path))
+    gather(nothing, partial(_draw_block, family=family, parameters=parameters, seed=seed, path=Hidden(path)))
     target.publish()
 
 
-def _draw_block(block: Block, _: Iterator[Rows], family: Any, parameters: Any, seed: int, path: str) -> None:
+def _draw_block(block: Block, _: Iterator[Rows], family: Any, parameters: Any, seed: int, path: Hidden) -> None:
     rng = np.random.RandomState(np.random.SeedSequence([seed, block.index]).generate_state(4))
     rows, component = family.sample(parameters, block.n, rng)
     order = rng.permutation(block.n)

@@ -7,7 +7,6 @@ sums have the same bits wherever they were made.
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,6 @@ from functools import partial, reduce
 from operator import add
 from typing import Any
 
-import dask.base
-import dask.local
-import dask.threaded
 import numpy as np
 import numpy.typing as npt
 
@@ -28,14 +24,12 @@ from daskgmm.em.estep import Rows, coded, compile_statistics, completed, sums
 from daskgmm.em.known import others
 from daskgmm.em.prepared import Precision, Prepared, kind, prepare
 from daskgmm.em.stats import Stats
+from daskgmm.executing import Graph, compute, scheduler_for, usable, worker_limits
 from daskgmm.families.base import Components
 from daskgmm.families.coding import Coding
 from daskgmm.families.frame import Array
 
 _FAN_IN = 8
-# Tasks that a thread of this process takes at a time, where there are enough: as short as those on rows in memory may
-# be, a pass takes 4 to 9 % less (measured: 2 cores, tasks of 2 to 6 ms).
-_BATCH = 2
 # Of a worker's memory limit: what a bare worker holds once the kernel is loaded (measured: 62 MiB of Dask, with NumPy,
 # SciPy, Zarr and Numba 201, with xarray 234), and the share above which Dask begins to spill and to pause.
 _WORKER_BASE = 240 * 2**20
@@ -59,13 +53,26 @@ def gather(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) -
     own : sequence, optional
         One small argument a block.
     """
-    graph, keys = tasks(samples, kernel, own)
-    return list(_get(samples)(graph, keys))
+    if samples.recorded is not None:
+        return samples.recorded(partial(gather, replace(samples, recorded=None), kernel, own))
+
+    def build() -> Graph:
+        graph, keys = tasks(samples, kernel, own)
+        return Graph(graph, keys, keys)
+
+    return list(compute(samples, build))
 
 
 def total(samples: Samples, kernel: Kernel) -> Any:
     """Results of all blocks, tuples of summands, added up in a tree."""
-    graph, keys = tasks(samples, kernel, None)
+    if samples.recorded is not None:
+        return samples.recorded(partial(total, replace(samples, recorded=None), kernel))
+    return compute(samples, partial(_tree, samples, kernel))
+
+
+def _tree(samples: Samples, kernel: Kernel) -> Graph:
+    graph, blocks = tasks(samples, kernel)
+    keys = blocks
     token = uuid.uuid4().hex
     level = 0
     while len(keys) > 1:
@@ -73,14 +80,14 @@ def total(samples: Samples, kernel: Kernel) -> Any:
         keys = [(f"daskgmm-sum-{token}", level, i) for i in range(len(groups))]
         graph.update({key: (_add, group) for key, group in zip(keys, groups, strict=True)})
         level += 1
-    return _get(samples)(graph, keys[0])
+    return Graph(graph, keys[0], blocks)
 
 
 class EMPass:
     """E-step and moments over all samples: what `daskgmm.em.loop.EM.run` calls once an iteration."""
 
-    def __init__(self, samples: Samples) -> None:
-        self.n = 0  # passes made
+    def __init__(self, samples: Samples, n: int = 0) -> None:
+        self.n = n  # passes made
         self._samples = samples
         self._compiled: set[Any] = set()
         self._scatter: dict[Any, Array] = {}  # of lean models: the same in each pass
@@ -128,7 +135,7 @@ def rows(samples: Samples, kernel: Kernel, dtype: npt.DTypeLike, extra: tuple[in
         graph[(name, *index, *(0 for _ in extra))] = key
     chunks = tuple(tuple(np.diff(axis).tolist()) for axis in edges) + tuple((size,) for size in extra)
     lazy = da.Array(graph, name, chunks, dtype=np.dtype(dtype))
-    return lazy.compute(scheduler=_scheduler(samples)) if samples.in_memory else lazy
+    return lazy.compute(scheduler=scheduler_for(samples)) if samples.in_memory else lazy
 
 
 def worker_memory(samples: Samples, threads: int) -> float:
@@ -193,14 +200,17 @@ def assemble(block: Block, result: npt.NDArray[np.generic]) -> npt.NDArray[np.ge
 def tasks(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) -> tuple[dict[Any, Any], list[Any]]:
     """A graph with a task for each block, and their keys in order."""
     name = f"daskgmm-pass-{uuid.uuid4().hex}"
-    graph: dict[Any, Any] = dict(samples.kept or samples.graph)
+    kept = [(key, rows) if usable(rows) else None for key, rows in samples.kept] or [None] * len(samples.blocks)
+    graph: dict[Any, Any] = dict(entry for entry in kept if entry)
+    if not all(kept):
+        graph.update(samples.graph)
     # One node each for what all tasks share: it travels to a worker once, and has a lineage.
     graph[kernel_key := f"{name}-kernel"] = (_identity, [kernel])
     graph[source_key := f"{name}-source"] = (_identity, [samples.source if not samples.graph else None])
     keys = []
     for i, block in enumerate(samples.blocks):
-        kept = samples.kept[i][0] if samples.kept else None
-        chunks = None if samples.kept else [list(region_keys) for region_keys in block.keys] or None
+        rows = kept[i]
+        chunks = None if rows else [list(region_keys) for region_keys in block.keys] or None
         graph[key := (name, i)] = (
             _run,
             kernel_key,
@@ -209,7 +219,7 @@ def tasks(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) ->
             chunks,
             samples.source.beside,
             samples.unlabelled,
-            kept,
+            rows and rows[0],
             *([] if own is None else [[own[i]]]),
         )
         keys.append(key)
@@ -261,39 +271,13 @@ def _add(summands: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(reduce(add, column) for column in zip(*summands, strict=True))
 
 
-def _get(samples: Samples) -> Callable[[dict[Any, Any], Any], Any]:
-    """Dask's function that computes keys of a graph: each result comes here from where it was made."""
-    get = dask.base.get_scheduler(scheduler=_scheduler(samples)) or dask.threaded.get
-    if not samples.in_memory or get is not dask.threaded.get:
-        return get
-    return partial(get, chunksize=_BATCH) if len(samples.blocks) > 1 else dask.local.get_sync
-
-
-def active_client() -> Any:
-    """The active distributed client, if there is one."""
-    if "distributed" not in sys.modules:
-        return None
-    get = dask.base.get_scheduler()
-    client = getattr(get, "__self__", None)
-    return client if hasattr(client, "scheduler_info") else None
-
-
-def _scheduler(samples: Samples) -> str | None:
-    """With a client, its workers; data that live in this process stay with its threads."""
-    return "threads" if samples.in_memory and active_client() is not None else None
-
-
 def _limits(samples: Samples) -> tuple[float, int]:
     """Memory limit in bytes and threads of the smallest worker; of this process without a cluster."""
-    client = active_client()
-    if client is None or samples.in_memory:
+    workers = None if samples.in_memory else worker_limits()
+    if workers is None:
         from dask.system import CPU_COUNT
         from distributed.system import MEMORY_LIMIT
 
         return float(MEMORY_LIMIT), int(CPU_COUNT)
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    limits = [(w["memory_limit"] / w["nthreads"], w) for w in workers if w["memory_limit"]]
-    if not limits:
-        return 0.0, 1
-    worker = min(limits, key=lambda pair: pair[0])[1]
-    return float(worker["memory_limit"]), int(worker["nthreads"])
+    limited = [(limit, threads) for limit, threads in workers if limit]
+    return min(limited, key=lambda worker: worker[0] / worker[1], default=(0.0, 1))

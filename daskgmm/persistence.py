@@ -1,25 +1,37 @@
-"""Fitted models as Zarr groups that xarray opens. Reading one runs nothing that it contains."""
+"""Fitted models as Zarr groups that xarray opens.
+
+Reading one runs nothing that it contains, and ends in a model that is valid or in an error that says why not.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from zarr.abc.store import Store
 
-from daskgmm.data.open import open_store
-from daskgmm.data.write import ATTRIBUTE, write_group
+from daskgmm.data.faults import cause, reason
+from daskgmm.data.plain import arrays, fetched, parsed
+from daskgmm.data.write import ATTRIBUTE, METADATA, plain_names, write_group
+from daskgmm.data.zarr import open_store, store_at
 from daskgmm.families.prior import Prior
+from daskgmm.urls import presentable
 
-SCHEMA = 1
+SCHEMA = 2  # from 2 on with a checksum
 _NOT_KEPT = {  # parameters that say how to go about a fit, and not what it is
     *("weights_init", "means_init", "precisions_init", "warm_start"),
-    *("verbose", "verbose_interval", "persist", "callbacks"),
+    *("verbose", "verbose_interval", "persist", "checkpoint", "callbacks"),
 }
+
+_FIT = {"converged": bool, "n_iter": int, "n_passes": int, "n_samples": int, "lower_bound": float}
 
 
 def to_dataset(model: Any) -> xr.Dataset:
@@ -69,33 +81,77 @@ def to_dataset(model: Any) -> xr.Dataset:
     return ds.assign_coords(feature_=("feature_", features)) if "feature_" in ds.dims else ds
 
 
-def params(ds: xr.Dataset) -> dict[str, Any]:
-    """The parameters of the estimator that was saved."""
-    found: dict[str, Any] = json.loads(ds.attrs["params"])
-    if isinstance(prior := found.get("prior"), dict):
-        found["prior"] = Prior(**prior)
+def params(ds: xr.Dataset, known: Iterable[str]) -> dict[str, Any]:
+    """The parameters of the estimator that was saved, of those that are known.
+
+    Raises
+    ------
+    ValueError
+        There are others, or one is not what JSON says of a parameter.
+    """
+    found = parsed(ds.attrs["params"], finite=True)
+    for name, value in found.items():
+        if name not in known or name in _NOT_KEPT:
+            raise ValueError(f"{name!r} is not a parameter that is kept")
+        if name == "prior" and isinstance(value, dict):
+            found[name] = Prior(**{key: _number(key, each) for key, each in value.items()})
+        else:
+            _number(name, value)
     return found
 
 
+def _number(name: str, value: Any) -> Any:
+    """A scalar, or numbers in lists."""
+    if isinstance(value, list):
+        np.asarray(value, dtype=np.float64)
+    elif isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
 def restore(model: Any, ds: xr.Dataset) -> None:
-    """Give a model the fitted attributes that `to_dataset` wrote."""
+    """Give a model the fitted attributes that `to_dataset` wrote.
+
+    Raises
+    ------
+    ValueError
+        They are not all there, not of the shapes and kinds that they must be, or not finite.
+    """
     model.n_features_in_ = ds.sizes["feature"]
     if ds.attrs["named_features"]:
         model.feature_names_in_ = np.array([str(name) for name in ds["feature"].values], dtype=object)
-    for name in ("weights", *model._saved()):
-        values = ds[name].values
+    for name, dims in {"weights": ("component",), **model._saved()}.items():
+        variable = ds.variables[name]
+        values = variable.values
+        kind = "i" if name == "n_components_effective" else "f"
+        if variable.dims != dims:
+            raise ValueError(f"{name} has dimensions {variable.dims}, not {dims}")
+        if values.dtype.kind != kind or not values.size or not np.isfinite(values).all():
+            raise ValueError(f"{name} are not all finite numbers")
         setattr(model, f"{name}_", values if values.ndim else values.item())
-    model.lower_bounds_ = ds["lower_bounds"].values.tolist()
-    for name, value in json.loads(ds.attrs["fit"]).items():
+    weights = model.weights_
+    if (weights < 0).any() or not np.isclose(weights.sum(), 1, rtol=0, atol=1e-6):
+        raise ValueError(f"the weights, which add up to {weights.sum():g}, are not those of a mixture")
+    model.lower_bounds_ = ds["lower_bounds"].values.astype(np.float64).tolist()
+    fit, kinds = parsed(ds.attrs["fit"]), {**_FIT, **dict.fromkeys(model._learned_names(), list)}
+    if fit.keys() != kinds.keys():
+        raise ValueError(
+            f"of what the fit found, {', '.join(sorted(fit.keys() ^ kinds.keys()))} is too much or missing"
+        )
+    for name, value in fit.items():
+        if type(value) is not kinds[name] or (type(value) is int and value < 0):
+            raise ValueError(f"{name} is {value!r}")
         setattr(model, f"{name}_", value)
 
 
 def write(ds: xr.Dataset, path: str | os.PathLike[str], overwrite: bool) -> None:
     """Write a model's Dataset; the group opens once it is complete."""
-    write_group(os.fspath(path), ds, {"kind": "model", "schema": SCHEMA}, overwrite)
+    write_group(
+        os.fspath(path), ds, {"kind": "model", "schema": SCHEMA, "sha256": _digest(ds.attrs, ds.variables)}, overwrite
+    )
 
 
-def read(path: str | os.PathLike[str]) -> xr.Dataset:
+def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
     """A model's Dataset, in memory.
 
     Raises
@@ -103,21 +159,58 @@ def read(path: str | os.PathLike[str]) -> xr.Dataset:
     ValueError
         There is no model, or not one that this version can read.
     """
-    group = open_store(path)
-    name = os.fspath(path)
+    name = presentable(path if isinstance(path, Store) else os.fspath(path))
     try:
-        manifest = json.loads(str(group.attrs[ATTRIBUTE]))
-    except (KeyError, TypeError, ValueError):
+        store = store_at(path)
+        (document,) = fetched(store, [METADATA])
+        attributes = {} if document is None else parsed(document)["attributes"]
+        manifest = parsed(attributes.pop(ATTRIBUTE))
+    except Exception:  # there is nothing, which says why; or something else
+        open_store(path)
         manifest = {}
     if manifest.get("kind") != "model":
         raise ValueError(f"{name!r} is not a model that daskgmm wrote: give the path that fit wrote to")
-    if manifest.get("schema") != SCHEMA:
+    if manifest.get("schema") not in (1, SCHEMA):
         raise ValueError(
-            f"{name!r} has model schema {manifest.get('schema')}, but this version of daskgmm reads {SCHEMA}: "
+            f"{name!r} has model schema {manifest.get('schema')}, but this version of daskgmm reads 1 and {SCHEMA}: "
             "use the version that wrote it, or fit again"
         )
-    with xr.open_zarr(group.store, group=group.path or None, chunks=None, consolidated=False) as ds:
-        return ds.load()
+    with valid(name):
+        found = arrays(store, "", plain_names(manifest["arrays"]))
+        # Schema 1 had no checksum.
+        if (manifest["schema"] > 1 or "sha256" in manifest) and manifest["sha256"] != _digest(attributes, found):
+            raise ValueError("its checksum is another")
+        variables = {name: (plain.dims, plain.values, plain.attrs) for name, plain in found.items()}
+        return xr.Dataset(variables, attrs=attributes)
+
+
+@contextmanager
+def valid(name: str) -> Iterator[None]:
+    """Whatever is raised within, a model's file is to blame."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{name!r} does not hold a valid model ({reason(error)}): take a copy of it that does, or fit again"
+        ) from cause(error)
+
+
+def _digest(attrs: Mapping[Any, Any], variables: Mapping[Any, Any]) -> str:
+    """A fingerprint of what a model's Dataset says, however it is stored."""
+    found = hashlib.sha256(_canonical(dict(attrs)))
+    for name in sorted(variables):
+        variable = variables[name]
+        values, attributes = variable.values, {k: v for k, v in variable.attrs.items() if k != "_FillValue"}
+        found.update(_canonical([name, variable.dims, values.shape, values.dtype.kind, attributes]))
+        if values.dtype.kind == "f":  # one kind of NaN and of zero, as storage may not tell them apart
+            values = np.where(np.isnan(values), np.nan, values) + 0.0
+        numbers = values.dtype.kind in "biuf"
+        found.update(values.astype(values.dtype.newbyteorder("<")).tobytes() if numbers else _canonical(list(values)))
+    return found.hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode()
 
 
 def _plain(value: Any) -> Any:

@@ -10,10 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import zarr
-from zarr.storage import LocalStore
-
 from daskgmm.data.blocks import Samples, joined
+from daskgmm.data.stored import Stored
 from daskgmm.families.base import Components
 from daskgmm.passes import _FAN_IN, worker_memory
 
@@ -192,6 +190,6 @@ def _tree(n: int) -> Iterator[int]:
 def _stored_bytes(samples: Samples) -> int | None:
     """Of local arrays, whose files need not be read for it."""
     arrays = samples.source.arrays
-    if all(isinstance(array, zarr.Array) and isinstance(array.store, LocalStore) for array in arrays):
-        return sum(array.nbytes_stored() for array in arrays)
+    if all(isinstance(array, Stored) and array.local for array in arrays):
+        return sum(array.origin.nbytes_stored() for array in arrays)
     return None

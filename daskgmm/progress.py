@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 
 
 class ProgressBar:
@@ -28,7 +28,7 @@ class ProgressBar:
             self.close()
             self._stage = info.stage
             title = "EM on a sample" if info.stage == "sample" else "EM"
-            self._bar = tqdm(total=info.max_iter, desc=title, unit="pass", leave=True)
+            self._bar = tqdm(total=info.max_iter, initial=info.n_iter - 1, desc=title, unit="pass", leave=True)
         if info.n_iter % self._interval == 0 or info.n_iter == 1:
             self._bar.set_postfix_str(
                 f"log-likelihood {info.lower_bound:.6g}, change {info.change:.2g}, "

@@ -5,6 +5,7 @@ Distances are taken in the survey's robust standard deviations, so that a featur
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -16,6 +17,7 @@ from scipy.spatial.distance import cdist
 from threadpoolctl import ThreadpoolController
 
 from daskgmm.data.blocks import Block, Samples
+from daskgmm.data.records import pack
 from daskgmm.em.estep import Rows, coded, framed, start_statistics
 from daskgmm.em.known import Known
 from daskgmm.em.loop import look_again
@@ -46,6 +48,11 @@ class Start:
     def ordered(self) -> bool:
         """Does the user know one component from another?"""
         return bool(self.known) or self.complete is not None
+
+    @property
+    def digest(self) -> str | None:
+        """A fingerprint of what is known; None if nothing is."""
+        return hashlib.sha256(pack((*self.known.items(), self.complete))).hexdigest() if self.ordered else None
 
     def parameters(self, frame: Frame) -> Any:
         """The start, about the frame's shift; None if it is not complete."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+from daskgmm.data.blocks import Source
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +18,23 @@ def blobs() -> npt.NDArray[np.float64]:
     centres = np.array([[0.0, 0.0, 0.0], [9.0, 1.0, -5.0], [-4.0, 8.0, 3.0]])
     rows: npt.NDArray[np.float64] = np.repeat(centres, 200, axis=0) + rng.standard_normal((600, 3))
     return rows
+
+
+class Reads:
+    """Counts the rows that are read from a store."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows = 0
+        read = Source.read
+
+        def counted(source: Source, region: Any) -> Any:
+            x, w = read(source, region)
+            self.rows += len(x) if source.home is not None else 0
+            return x, w
+
+        monkeypatch.setattr(Source, "read", counted)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    return Reads(monkeypatch)

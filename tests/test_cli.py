@@ -204,3 +204,30 @@ def test_weights_and_labels_of_the_store(data, tmp_path):
     assert by_name.predict(ds).dims == ("row",)
     result = run("fit", tmp_path / "g.zarr", "--components", 2, "--labels", "klass", "--output", tmp_path / "o", *LOCAL)
     assert "no array 'klass': there are class, count, x" in result.stderr
+
+
+def test_the_seed_is_the_random_state(data):
+    folder, _ = data
+    args = ("fit", folder / "x.zarr", "--components", 2, "--seed", 7, "--init", "random_from_data", *LOCAL)
+    result = run(*args, "--output", folder / "seeded.zarr")
+    assert result.exit_code == 0, result.output
+    assert load(folder / "seeded.zarr").random_state == 7
+
+
+def test_a_fit_goes_on_from_its_checkpoint(data):
+    folder, _ = data
+    args = ("fit", folder / "x.zarr", "--components", 2, "--checkpoint", folder / "kept", "--json", *LOCAL)
+    first = json.loads(run(*args, "--output", folder / "first.zarr").stdout)
+    before = sorted((folder / "kept").iterdir())
+    again = json.loads(run(*args, "--output", folder / "again.zarr").stdout)
+    assert sorted(path for path in (folder / "kept").iterdir()) == before
+    np.testing.assert_array_equal(load(folder / "again.zarr").means_, load(folder / "first.zarr").means_)
+    assert {**again, "output": 0, "seconds": 0} == {**first, "output": 0, "seconds": 0}
+    result = run(*args, "--seed", 1, "--output", folder / "other.zarr")
+    assert result.exit_code == 1
+    assert "is of another fit, with random_state 0 and not 1" in result.stderr
+    assert not (folder / "other.zarr").exists()
+    search = ("select", folder / "x.zarr", "--components", "1:2", "--covariances", "full", *LOCAL)
+    result = run(*search, "--checkpoint", folder / "search", "--output", folder / "best.zarr")
+    assert result.exit_code == 0, result.output
+    assert list((folder / "search").glob("em-*"))

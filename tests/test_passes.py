@@ -26,7 +26,7 @@ import daskgmm.data.blocks
 import daskgmm.fitting
 from daskgmm import GaussianMixture
 from daskgmm.blas import single_blas
-from daskgmm.data.blocks import Source, of_numpy
+from daskgmm.data.blocks import of_numpy
 from daskgmm.data.survey import draw
 from daskgmm.passes import gather, total
 
@@ -128,27 +128,11 @@ def test_same_bits_on_any_scheduler(scheduler: str, store: Path) -> None:
         assert_same_bits(fit(store), expected)
 
 
-class Reads:
-    """Counts the rows that are read from a store."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rows = 0
-        read = Source.read
-
-        def counted(source: Source, region: Any) -> Any:
-            x, w = read(source, region)
-            self.rows += len(x) if source.home is not None else 0
-            return x, w
-
-        monkeypatch.setattr(Source, "read", counted)
-
-
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("n_init", [1, 4])
-def test_starts_share_passes(n_init: int, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_share_passes(n_init: int, store: Path, reads: Any) -> None:
     """Of the store, every row is read once a pass, however many starts there are."""
     with mock.patch.object(daskgmm.fitting, "_FRAME_ROWS", 500), dask.config.set(scheduler="synchronous"):
-        reads = Reads(monkeypatch)
         model = fit(store, subsample=None, n_init=n_init, persist=False)
     assert reads.rows == 2400 * model.n_passes_
     data_passes = [info for info in model.history_ if info.stage == "data"]
@@ -169,12 +153,14 @@ def test_a_start_from_a_sample_costs_no_pass(store: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("weighted", [False, True])
-def test_rows_that_fit_in_memory_are_read_once(weighted: bool, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_fit_in_memory_are_read_once(
+    weighted: bool, store: Path, reads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And give the same bits as rows that are read in each pass."""
     weight = {"sample_weight": np.linspace(0, 2, 2400)} if weighted else {}
     options = {"n_components": 3, "random_state": 0, "subsample": 1000}
     streamed = GaussianMixture(**options, persist=False).fit(str(store), **weight)
-    reads = Reads(monkeypatch)
+    reads.rows = 0
     kept = GaussianMixture(**options).fit(str(store), **weight)
     assert reads.rows == 2400
     assert_same_bits(kept, streamed)

@@ -23,6 +23,7 @@ from daskgmm.console import (
     where_options,
 )
 from daskgmm.families import PRODUCTS
+from daskgmm.urls import presentable
 
 _MIXTURES = {
     "gaussian": "GaussianMixture",
@@ -81,6 +82,11 @@ _em_options = (
         default=None,
         callback=lambda ctx, option, value: "auto" if value is None else value,
         help="Keep the decoded rows in the workers' memory, or read them each time.  [default: keep them if they fit]",
+    ),
+    click.option(
+        "--checkpoint",
+        metavar="DIR",
+        help="Keep the state of the fit there after each pass: the same command again goes on from it.",
     ),
     missing_option,
     input_options,
@@ -155,7 +161,7 @@ def fit(
     seconds = fitted(gm, store, array, variables, scheduler, workers, memory_limit, weights, labels)
     gm.save(output, overwrite=overwrite)
     result = {
-        "output": output,
+        "output": presentable(output),
         "n_samples": gm.n_samples_,
         "n_features": gm.n_features_in_,
         "converged": gm.converged_,
@@ -177,7 +183,7 @@ def _estimator(family: str, options: dict[str, Any]) -> Any:
     taken = inspect.signature(mixture).parameters
     for option in (param for param in ctx.command.params if param.name in given and param.name not in taken):
         raise click.UsageError(f"{option.opts[0]} is not for --family {family}: leave it out")
-    return mixture(random_state=options["random_state"], **{name: options[name] for name in given})
+    return mixture(**{name: options[name] for name in ("random_state", *given)})
 
 
 def fitted(

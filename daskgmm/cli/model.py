@@ -17,6 +17,7 @@ from daskgmm.console import (
     report,
     where_options,
 )
+from daskgmm.urls import presentable
 
 if TYPE_CHECKING:
     from daskgmm.data.blocks import Samples
@@ -77,7 +78,7 @@ def predict(
             overwrite=overwrite,
             watch=watch,
         )
-    click.echo(f"{output}: {', '.join(o.name for o in outputs)} of {samples.n:,} samples")
+    click.echo(f"{presentable(output)}: {', '.join(o.name for o in outputs)} of {samples.n:,} samples")
 
 
 @click.command()
@@ -128,7 +129,7 @@ def sample(
     gm = load(model)
     with workers_for(scheduler, workers, memory_limit):
         write_samples(gm._fitted(), gm._parameters(), n_samples, seed, output, overwrite=overwrite)
-    click.echo(f"{output}: {n_samples:,} samples of {gm.n_features_in_} features")
+    click.echo(f"{presentable(output)}: {n_samples:,} samples of {gm.n_features_in_} features")
 
 
 @click.command()

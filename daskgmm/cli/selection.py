@@ -8,6 +8,7 @@ import click
 
 from daskgmm.cli.fitting import COVARIANCES, em_options, fitted
 from daskgmm.console import report
+from daskgmm.urls import presentable
 
 
 class Numbers(click.ParamType[list[int]]):
@@ -83,7 +84,7 @@ def select(
     search.best_estimator_.save(output, overwrite=overwrite)
     rows = search.results_.to_dataframe().reset_index()
     result = {
-        "output": output,
+        "output": presentable(output),
         **search.best_params_,
         search.criterion: search.best_score_,
         "n_samples": search.n_samples_,

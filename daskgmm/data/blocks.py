@@ -8,7 +8,7 @@ over them have the same bits on any number of workers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -43,6 +43,14 @@ class Source:
     def beside(self) -> tuple[str, ...]:
         """Which arrays there are beside those of the features."""
         return tuple(name for name in ("weight", "labels") if getattr(self, name) is not None)
+
+    def stamp(self) -> str | None:
+        """The same as long as nothing is written to the arrays; None where that is not known."""
+        beside = [array for array in (self.weight, self.labels) if array is not None]
+        if self.home is None or any(isinstance(array, np.ndarray) for array in beside):
+            return None
+        found: str | None = self.home.stamp()
+        return found
 
     @staticmethod
     def of(arrays: Sequence[Any], beside: Sequence[str]) -> Source:
@@ -103,6 +111,7 @@ class Samples:
     kept: tuple[tuple[Any, Any], ...] = ()  # of each block, in place of both: a key, and the future of its pieces
     coding: Coding = PLAIN  # what its values mean to the family
     unlabelled: bool = False  # do only those rows count whose component is not known?
+    recorded: Callable[[Callable[[], Any]], Any] | None = None  # returns what a pass does, or did in an earlier run
 
     @property
     def n(self) -> int:

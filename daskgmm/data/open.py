@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import zarr
 
-from daskgmm.data.blocks import Samples, of_numpy
+from daskgmm.data.blocks import Samples, Source, of_numpy
 from daskgmm.data.checks import Beside, check_real, check_unmasked
+from daskgmm.data.faults import PERMANENT, retried
+from daskgmm.data.stored import Stored, guarded
 from daskgmm.data.zarr import Home, check_complete, of_zarr, open_store
 
 
@@ -51,24 +54,26 @@ def open_samples(
         An input of another kind.
     """
     beside = Beside(sample_weight, labels)
-    for each in beside:
-        if isinstance(each, zarr.Array):
-            _check_chunks(each, missing)
-    return _open(data, array, variables, beside, missing)
+    return retried(lambda: _open(data, array, variables, beside, missing), final=PERMANENT)
 
 
 def _open(data: Any, array: str | None, variables: Sequence[str] | None, beside: Beside, missing: str) -> Samples:
+    beside = Beside(*(guarded(each) if isinstance(each, zarr.Array) else each for each in beside))
+    for each in beside:
+        if isinstance(each, zarr.Array):
+            _check_chunks(each, missing)
     if isinstance(data, str | os.PathLike):
         data = open_store(data)
     if array is not None and not (isinstance(data, zarr.Group) or hasattr(data, "data_vars")):
         raise ValueError(f"there is no array {array!r}, as the data are one array themselves: give no name")
     if isinstance(data, zarr.Group | zarr.Array):
+        data = guarded(data)
         samples = (
             _of_group(data, array, variables, beside, missing)
             if isinstance(data, zarr.Group)
             else _of_array(data, beside, missing)
         )
-        return replace(samples, source=replace(samples.source, home=Home.of(data)))
+        return replace(samples, source=replace(_stored(samples.source), home=Home.of(data)))
     xr = sys.modules.get("xarray")  # whoever has an xarray object has imported it
     if xr is not None and isinstance(data, xr.Dataset | xr.DataArray):
         return _of_xarray(data, array, variables, beside)
@@ -111,6 +116,7 @@ def _of_group(
     if others and all(_labelled(arrays[name]) for name in named or others):
         ds = _dataset(group, [name for name, member in arrays.items() if not _labelled(member)])
         names = named or sorted(str(name) for name in ds.data_vars if name not in aside)  # a store has no order
+        origins = [arrays.get(each) if isinstance(each, str) else None for each in beside]
         beside = beside.found({name: ds[name] if name in ds else arrays[name] for name in aside})
         if not named and len(names) == 1 and ds[names[0]].ndim > 1:
             raise ValueError(
@@ -119,7 +125,8 @@ def _of_group(
             )
         for name in names:
             _check_chunks(arrays[name], missing, ds[name].encoding.get("_FillValue", np.nan))
-        return _of_xarray(ds, array, names, beside)
+        samples = _of_xarray(ds, array, names, beside)
+        return replace(samples, source=_stored(samples.source, [*map(arrays.get, names), *origins]))
     if not named and len(others) != 1:
         raise ValueError(f"{group.store_path} holds {len(arrays)} arrays ({there}): name one, or the variables to use")
     beside = beside.found(arrays)
@@ -153,6 +160,20 @@ def _of_xarray(data: Any, array: str | None, variables: Sequence[str] | None, be
         beside = beside.found({name: variable(data, name) for name in aside})
         variables = variables or [name for name in data.data_vars if name not in aside]
     return of_dataset(data, variables, beside) if array is None else of_dataarray(variable(data, array), beside)
+
+
+def _stored(source: Source, origins: Iterable[zarr.Array[Any] | None] = repeat(None)) -> Source:
+    """A source that reads again what fails; of variables of xarray the origins are the arrays that they decode."""
+
+    def stored(array: Any, origin: zarr.Array[Any] | None) -> Any:
+        if isinstance(array, zarr.Array):
+            return Stored(array, array, tuple(range(array.ndim)))
+        if origin is not None and hasattr(array, "dims"):
+            return Stored(array, origin, tuple(array.dims.index(dim) for dim in _dims(origin)))
+        return array
+
+    *arrays, weight, labels = map(stored, (*source.arrays, source.weight, source.labels), origins)
+    return Source(tuple(arrays), weight, labels)
 
 
 def _features_last(array: Any, what: str) -> tuple[tuple[int, ...], int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,24 @@ class Survey:
     bad_label: tuple[int, float] | None  # first label that is not one of a component, nor -1
     sample_labels: npt.NDArray[np.intp]  # (m,) the components of the sampled rows, -1 where they are not known
     n_known: int  # rows whose component is known
+    blocks: Array  # (b, 2 + d) of each block: rows used, their weight, and Σ w x; what is missing left out
+
+    def check(self, d: int, n_blocks: int) -> None:
+        """Refuse what cannot be the survey of d features in so many blocks.
+
+        Raises
+        ------
+        ValueError
+        """
+        m = len(self.sample_weight)
+        shapes = {"low": (d,), "high": (d,), "sample": (m, d), "sample_labels": (m,), "blocks": (n_blocks, 2 + d)}
+        if any(getattr(self, name).shape != shape for name, shape in shapes.items()) or not 0 < m <= self.n:
+            raise ValueError("the survey that was kept is not of these data: begin the fit in another directory")
+
+    @property
+    def sums(self) -> Array:
+        """Σ w x: (d,)."""
+        return self.blocks[:, 2:].sum(axis=0)
 
     @property
     def complete(self) -> bool:
@@ -54,6 +72,7 @@ def merge(surveys: Sequence[Survey]) -> Survey:
         min((s.bad_label for s in surveys if s.bad_label), default=None),
         np.concatenate([s.sample_labels for s in surveys]),
         sum(s.n_known for s in surveys),
+        np.concatenate([s.blocks for s in surveys]),
     )
 
 
@@ -77,7 +96,8 @@ def survey_block(
         inside = positions[(positions >= start) & (positions < start + len(x))] - start
         found.append(_survey(x, *split(beside), inside, start, coding, k))
         start += len(x)
-    return merge(found)
+    survey = merge(found)
+    return replace(survey, blocks=survey.blocks.sum(axis=0, keepdims=True))
 
 
 def _survey(
@@ -117,7 +137,17 @@ def _survey(
         bad_label,
         np.full(len(inside), -1) if known is None else known[inside],
         0 if known is None else int((known[used] >= 0).sum()),
+        np.array([[used.sum(), w[used].sum(), *_sums(kept, None if weights is None else w[used])]]),
     )
+
+
+def _sums(x: npt.NDArray[Any], w: Array | None) -> Array:
+    """Σ w x of rows x (n, d), without what is missing: (d,)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if w is not None:
+            return np.asarray(w @ np.nan_to_num(x.astype(np.float64)))
+        sums = x.sum(axis=0, dtype=np.float64)
+        return sums if np.isfinite(sums).all() else np.nansum(x, axis=0, dtype=np.float64)
 
 
 def _components(labels: npt.NDArray[Any], start: int, k: int) -> tuple[npt.NDArray[np.intp], tuple[int, float] | None]:

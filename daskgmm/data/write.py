@@ -22,8 +22,12 @@ import xarray as xr
 from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import MemoryStore
 
+from daskgmm.data.faults import cause, retried, settle, unwritten
+from daskgmm.urls import presentable
+
 _MANIFEST = "daskgmm.json"
-_METADATA = "zarr.json"
+METADATA = "zarr.json"
+_NEVER_WHOLE = re.compile(r"daskgmm\.json\.[0-9a-f]+\.partial")
 ATTRIBUTE = "daskgmm"  # of the group: the manifest, once it is complete
 
 
@@ -33,32 +37,52 @@ class Target:
 
     fs: Any
     root: str
+    shown: str  # for people
 
     @staticmethod
     def at(path: str) -> Target:
         fs, root = fsspec.core.url_to_fs(path)
-        return Target(fs, root.rstrip("/"))
+        return Target(fs, root.rstrip("/"), presentable(path))
 
-    def listing(self) -> list[str]:
+    def listing(self) -> dict[str, int]:
+        """What is there, and its size. A link has a slash at its end, as nothing has that daskgmm writes."""
         self.fs.invalidate_cache()
         if not self.fs.exists(self.root):
-            return []
-        return sorted(name[len(self.root) + 1 :] for name in self.fs.find(self.root))
+            return {}
+        found = sorted(self.fs.find(self.root, detail=True).items())
+        return {name[len(self.root) + 1 :] + "/" * bool(of.get("islink")): of["size"] or 0 for name, of in found}
 
     def read(self, key: str) -> bytes:
-        data: bytes = self.fs.cat_file(f"{self.root}/{key}")
+        data: bytes = retried(lambda: self.fs.cat_file(f"{self.root}/{key}"), final=(FileNotFoundError,))
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        """Whole or not at all."""
-        name = f"{self.root}/{key}"
-        if not isinstance(self.fs, LocalFileSystem):  # an object store shows objects when they are whole
-            self.fs.pipe_file(name, data)
-            return
-        self.fs.makedirs(name.rpartition("/")[0], exist_ok=True)
+        """Whole or not at all, and for good.
+
+        Raises
+        ------
+        OSError
+        """
+        put = self._put_file if isinstance(self.fs, LocalFileSystem) else self.fs.pipe_file
+        try:
+            retried(lambda: put(f"{self.root}/{key}", data))
+        except Exception as error:
+            raise unwritten(f"{key!r} of {self.shown!r}", error) from cause(error)
+
+    def _put_file(self, name: str, data: bytes) -> None:
+        """What an object store does by itself: an object is seen when it is whole."""
+        folder = name.rpartition("/")[0]
+        self.fs.makedirs(folder, exist_ok=True)
         partial = f"{name}.{uuid.uuid4().hex}.partial"
-        self.fs.pipe_file(partial, data)
-        os.replace(partial, name)
+        try:
+            self.fs.pipe_file(partial, data)
+            settle(partial)
+            os.replace(partial, name)
+        except Exception:
+            with suppress(OSError):
+                os.remove(partial)
+            raise
+        settle(folder)
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove objects, and directories that held nothing else: one would be in the way of a chunk of its name."""
@@ -75,8 +99,8 @@ def manifest_of(target: Target) -> tuple[dict[str, Any] | None, bool]:
     """What daskgmm wrote or was writing there, and whether it is complete; None if it was not daskgmm."""
     keys = target.listing()
     try:
-        if _METADATA in keys:
-            attributes = json.loads(target.read(_METADATA)).get("attributes", {})
+        if METADATA in keys:
+            attributes = json.loads(target.read(METADATA)).get("attributes", {})
             return _checked(attributes[ATTRIBUTE]), True
         if _MANIFEST in keys:
             return _checked(target.read(_MANIFEST)), False
@@ -86,8 +110,29 @@ def manifest_of(target: Target) -> tuple[dict[str, Any] | None, bool]:
 
 
 def _checked(text: str | bytes) -> dict[str, Any]:
+    """A manifest; its names say what may be deleted, so none may lead out of the group.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        It is no manifest of ours.
+    """
     manifest: dict[str, Any] = json.loads(text)
-    return {**manifest, "arrays": [str(name) for name in manifest["arrays"]]}
+    return {**manifest, "arrays": plain_names(manifest["arrays"])}
+
+
+def plain_names(names: Iterable[Any]) -> list[str]:
+    """Names of arrays, none of which leads out of its group.
+
+    Raises
+    ------
+    ValueError
+    """
+    found = [str(name) for name in names]
+    for name in found:
+        if not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise ValueError(f"{name!r} is not the name of an array in the group")
+    return found
 
 
 def _ours(keys: Iterable[str], arrays: Iterable[str]) -> set[str]:
@@ -112,7 +157,7 @@ class Output:
 
     def publish(self) -> None:
         """Everything is written: make the group one that opens."""
-        self.target.write(_METADATA, self.metadata)
+        self.target.write(METADATA, self.metadata)
         ours = _ours(self.target.listing(), self.arrays)
         self.target.remove(key for key in ours if key == _MANIFEST or key.endswith(".partial"))
 
@@ -151,22 +196,24 @@ def prepare(
             MemoryStore(staged), encoding=encoding, compute=False, zarr_format=3, consolidated=True
         )
     objects = {key: value.to_bytes() for key, value in staged.items()}
-    metadata = objects.pop(_METADATA)
-    keys = target.listing()
+    metadata = objects.pop(METADATA)
+    keys = _there(target)
     if keys:
         found, complete = manifest_of(target)
         if complete or found != manifest:
-            _check_ours(target, path, keys, overwrite)
-            # The metadata first: from here on the group is not complete.
-            target.remove(sorted(keys, key=lambda key: key != _METADATA))
-            keys = []
+            _check_ours(target, keys, overwrite)
+            # From here on the group is not complete, and known for what it is, whenever this is interrupted.
+            target.write(_MANIFEST, json.dumps(found).encode())
+            target.remove(sorted(keys.keys() - {_MANIFEST}, key=lambda key: key != METADATA))
+            keys = {}
     # Of what is written here and now, nothing older may stay: chunks of the fill value alone are not written.
     whole = tuple(f"{name}/" for name, variable in template.variables.items() if variable.chunks is None)
     target.remove(key for key in _ours(keys, arrays) if key.startswith(whole) and key not in objects)
     target.write(_MANIFEST, json.dumps(manifest).encode())
     for key, data in objects.items():
         target.write(key, data)
-    return Output(target, arrays, metadata, frozenset(keys))
+    # A chunk without a byte is one that a machine lost when it stopped.
+    return Output(target, arrays, metadata, frozenset(key for key, size in keys.items() if size))
 
 
 def check_free(path: str, overwrite: bool) -> None:
@@ -178,8 +225,8 @@ def check_free(path: str, overwrite: bool) -> None:
         There is something already, and it may not be replaced.
     """
     target = Target.at(path)
-    if keys := target.listing():
-        _check_ours(target, path, keys, overwrite)
+    if keys := _there(target):
+        _check_ours(target, keys, overwrite)
 
 
 def write_group(path: str, ds: xr.Dataset, manifest: dict[str, Any], overwrite: bool) -> None:
@@ -187,11 +234,18 @@ def write_group(path: str, ds: xr.Dataset, manifest: dict[str, Any], overwrite: 
     prepare(path, ds, {}, manifest, overwrite).publish()
 
 
-def _check_ours(target: Target, path: str, keys: Iterable[str], overwrite: bool) -> None:
+def _there(target: Target) -> dict[str, int]:
+    """What is there, but for manifests of runs that were killed before anything else was written."""
+    return {key: size for key, size in target.listing().items() if not _NEVER_WHOLE.fullmatch(key)}
+
+
+def _check_ours(target: Target, keys: Iterable[str], overwrite: bool) -> None:
+    path = target.shown
     found, complete = manifest_of(target)
     if found is None:
         raise FileExistsError(f"{path!r} exists and daskgmm did not write it: choose another path")
-    if not overwrite:
+    # An unfinished model is written at once: there is no work in it.
+    if not overwrite and (complete or found.get("kind") != "model"):
         state = "is complete" if complete else "was begun with other data or another model"
         raise FileExistsError(f"{path!r} exists ({state}): choose another path, or overwrite it")
     if foreign := sorted(set(keys) - _ours(keys, found["arrays"])):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,20 @@ from typing import Any
 import numpy as np
 import zarr
 from dask.base import is_dask_collection
+from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore
+from zarr.storage._common import make_store
 
 from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
 from daskgmm.data.checks import ALONE, Beside, check_extent
+from daskgmm.data.faults import PERMANENT, cause, reason, retried
+from daskgmm.data.stored import Guarded
+from daskgmm.urls import presentable
 
 
-def open_store(store: str | os.PathLike[str]) -> zarr.Array[Any] | zarr.Group:
+def open_store(store: str | os.PathLike[str] | Store) -> zarr.Array[Any] | zarr.Group:
     """Open a Zarr array or group for reading.
 
     Raises
@@ -28,13 +35,18 @@ def open_store(store: str | os.PathLike[str]) -> zarr.Array[Any] | zarr.Group:
         There is no Zarr array or group, or it cannot be read.
     """
     try:
-        return zarr.open(os.fspath(store), mode="r")
+        return retried(lambda: zarr.open(store_at(store), mode="r"), final=PERMANENT)
     except Exception as error:  # each store raises errors of its own
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        name = presentable(store if isinstance(store, Store) else os.fspath(store))
         raise ValueError(
-            f"cannot open {os.fspath(store)!r} as a Zarr array or group ({reason}): "
+            f"cannot open {name!r} as a Zarr array or group ({reason(error)}): "
             "check the path and the permissions, or write it again if its writer did not finish"
-        ) from error
+        ) from cause(error)
+
+
+def store_at(path: str | os.PathLike[str] | Store) -> Guarded:
+    """The store at a local path or fsspec URL, to be read."""
+    return Guarded(sync(make_store(path if isinstance(path, Store) else os.fspath(path), mode="r")))
 
 
 def of_zarr(
@@ -97,15 +109,33 @@ class Home:
         ------
         FileNotFoundError
         """
-        if not sync(self.store.exists(self.key)):
+        if not retried(lambda: sync(self.store.exists(self.key))):
             raise FileNotFoundError(
-                f"{self.store}/{self.key} is not there for this worker: put the data where all workers can read them, "
-                "or use workers that can"
+                f"{presentable(self.store)}/{self.key} is not there for this worker: put the data where all workers "
+                "can read them, or use workers that can"
             )
+
+    def stamp(self) -> str | None:
+        """The same as long as nothing is written below the metadata; None where the store does not tell when it was."""
+        store = self.store._store if isinstance(self.store, Guarded) else self.store
+        prefix = self.key.rpartition("/")[0]
+        if isinstance(store, LocalStore):
+            found = LocalFileSystem().find(str(store.root / prefix), detail=True)
+        elif isinstance(store, FsspecStore):
+            found = sync(store.fs._find(f"{store.path}/{prefix}".rstrip("/"), detail=True))
+        else:
+            return None
+        times = [[info.get(name) for name in ("ETag", "mtime", "LastModified", "created")] for info in found.values()]
+        if not all(map(any, times)):
+            return None
+        lines = (f"{name} {info['size']} {time}" for (name, info), time in zip(found.items(), times, strict=True))
+        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def check_complete(array: zarr.Array[Any]) -> None:
     """Refuse an array of which a chunk was never written: it would read as the fill value without a word.
+
+    On a guarded store, one that is lost later is not read either.
 
     Raises
     ------
@@ -122,8 +152,15 @@ def check_complete(array: zarr.Array[Any]) -> None:
             f"{prod(map(len, grid))}): write it again, or pass missing='fill' if absent chunks stand for the "
             f"fill value, {array.fill_value}"
         )
+    if isinstance(array.store, Guarded):
+        array.store.whole.add(_prefix(array))
 
 
 async def _keys(array: zarr.Array[Any]) -> list[str]:
-    prefix = f"{array.path}/" if array.path else ""
+    prefix = _prefix(array)
     return [key.removeprefix(prefix) async for key in array.store.list_prefix(prefix)]
+
+
+def _prefix(array: zarr.Array[Any]) -> str:
+    """What the keys of its chunks begin with."""
+    return f"{array.path}/" if array.path else ""

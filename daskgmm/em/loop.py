@@ -203,8 +203,16 @@ class EM:
         return np.argsort(self.log_densities(parameters, self.sample), kind="stable")[:n]
 
 
-def run(pairs: Sequence[tuple[EM, EMState]], one_pass: OnePass, watch: Callable[[Info], None]) -> list[EMState]:
-    """Advance all states, each by its own EM but in shared passes, until all have converged, failed or had theirs."""
+def run(
+    pairs: Sequence[tuple[EM, EMState]],
+    one_pass: OnePass,
+    watch: Callable[[Info], None],
+    keep: Callable[[Sequence[EMState], Info], None] = lambda states, info: None,
+) -> list[EMState]:
+    """Advance all states, each by its own EM but in shared passes, until all have converged, failed or had theirs.
+
+    After each pass, ``keep`` is told all that it takes to go on from there.
+    """
     ems, states = [em for em, _ in pairs], [state for _, state in pairs]
     while running := [i for i, (em, state) in enumerate(zip(ems, states, strict=True)) if state.goes_on(em.max_iter)]:
         begin = time.perf_counter()
@@ -216,19 +224,19 @@ def run(pairs: Sequence[tuple[EM, EMState]], one_pass: OnePass, watch: Callable[
             states[i], dead = ems[i].step(state, c, s, dtype == DOUBLE)
             reseeded += dead
         best = max(running, key=lambda i: states[i].lower_bound)
-        watch(
-            Info(
-                ems[best].stage,
-                states[best].n_iter,
-                ems[best].max_iter,
-                states[best].lower_bound,
-                change(states[best]),
-                stats[0].n,
-                time.perf_counter() - begin,
-                len(running),
-                tuple(reseeded),
-            )
+        info = Info(
+            ems[best].stage,
+            states[best].n_iter,
+            ems[best].max_iter,
+            states[best].lower_bound,
+            change(states[best]),
+            stats[0].n,
+            time.perf_counter() - begin,
+            len(running),
+            tuple(reseeded),
         )
+        keep(states, info)
+        watch(info)
     return [state.settled for state in states]
 
 

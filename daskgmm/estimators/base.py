@@ -8,6 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -17,13 +18,19 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from daskgmm import persistence, prediction
 from daskgmm.blas import single_blas
+from daskgmm.checkpointing import NOWHERE, Checkpoint, Journal
 from daskgmm.data.blocks import Samples
 from daskgmm.data.checks import ALONE, Beside, check_unmasked
 from daskgmm.data.open import open_samples
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 from daskgmm.families.base import Components
 from daskgmm.families.coding import Coding
 from daskgmm.progress import ProgressBar
+
+_NOT_DECISIVE = {  # parameters that say when a fit ends, who watches it and where it keeps what
+    *("tol", "max_iter", "verbose", "verbose_interval", "callbacks", "persist", "checkpoint", "criterion"),
+    *("warm_start", "weights_init", "means_init", "precisions_init"),  # the start says it
+}
 
 
 class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
@@ -32,6 +39,7 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     verbose: int
     verbose_interval: int
     missing: str
+    checkpoint: Any
     callbacks: Any
     means_: Any
 
@@ -98,6 +106,15 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             if progress is not None:
                 progress.close()
         return self
+
+    def _journal(self, samples: Samples, rng: np.random.RandomState, more: dict[str, Any]) -> Journal:
+        """Where the fit is kept. Its identity is of all that decides over the result but when it ends."""
+        if self.checkpoint is None:
+            return NOWHERE
+        kept = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_DECISIVE}
+        seed = kept["random_state"]
+        kept["random_state"] = seed if isinstance(seed, Integral) else None
+        return Checkpoint(self.checkpoint, {"mixture": type(self).__name__, **kept, **more}, samples, rng)
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and return what `predict` returns for the same data."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 from daskgmm.estimators.covariances import COVARIANCE_CONSTRAINTS, CovarianceMixture
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.variational import VariationalGaussian, VariationalParameters, VariationalPrior
@@ -53,7 +54,7 @@ class BayesianGaussianMixture(CovarianceMixture):
     covariance_prior : float or array-like, default=None
         (n_features, n_features) for "full" and "tied", (n_features,) for "diag", a float for "spherical"; None: the
         covariance of the rows; of the fit's sample, where it has one.
-    random_state, warm_start, verbose, verbose_interval, accelerate, subsample, missing, persist, callbacks
+    random_state, warm_start, verbose, verbose_interval, accelerate, subsample, missing, persist, checkpoint, callbacks
         As of :class:`daskgmm.GaussianMixture`.
 
     Attributes
@@ -109,6 +110,7 @@ class BayesianGaussianMixture(CovarianceMixture):
         subsample: int | None = 100_000,
         missing: str = "raise",
         persist: bool | Literal["auto"] = "auto",
+        checkpoint: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callable[[Info], None]] = (),
     ) -> None:
         self.n_components = n_components
@@ -132,6 +134,7 @@ class BayesianGaussianMixture(CovarianceMixture):
         self.subsample = subsample
         self.missing = missing
         self.persist = persist
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
 
     @property
@@ -184,15 +187,26 @@ class BayesianGaussianMixture(CovarianceMixture):
             dofs,
         )
 
-    @classmethod
-    def from_xarray(cls, ds: Any) -> Self:
-        """The model that a Dataset made by `to_xarray` describes."""
-        model = super().from_xarray(ds)
-        if model._process:
-            model.weight_concentration_ = tuple(model.weight_concentration_)
-        return model
+    def _restored(self) -> None:
+        super()._restored()
+        scale = np.asarray(self.covariance_prior_)
+        for value in (
+            *(self.weight_concentration_, self.mean_precision_, self.weight_concentration_prior_),
+            *(self.mean_precision_prior_, np.linalg.eigvalsh(scale) if scale.ndim == 2 else scale),
+        ):
+            if np.min(value) <= 0:
+                raise ValueError("a parameter of the posterior or of the prior is not positive")
+        dofs = np.minimum(self.degrees_of_freedom_, self.degrees_of_freedom_prior_)
+        if np.min(dofs) <= self.n_features_in_ - 1:
+            raise ValueError("there are not more degrees of freedom than features but one")
+        if not 0 <= self.n_components_effective_ <= len(self.weights_):
+            raise ValueError(f"{self.n_components_effective_} of {len(self.weights_)} components are effective")
+        if self._process:
+            self.weight_concentration_ = tuple(self.weight_concentration_)
 
     def _saved(self) -> dict[str, tuple[str, ...]]:
+        model = MODELS[self.covariance_type]
+        whole = (model.code[1] != "I") + (not model.diagonal)  # dims of the prior's covariance
         return {
             **super()._saved(),
             "weight_concentration": ("stick", "component") if self._process else ("component",),
@@ -203,7 +217,7 @@ class BayesianGaussianMixture(CovarianceMixture):
             "mean_precision_prior": (),
             "mean_prior": ("feature",),
             "degrees_of_freedom_prior": (),
-            "covariance_prior": ("feature", "feature_")[: np.ndim(getattr(self, "covariance_prior_", 0))],
+            "covariance_prior": ("feature", "feature_")[:whole],
         }
 
     def _adjective(self) -> str:

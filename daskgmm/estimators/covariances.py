@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, Self
+from typing import Any
 
 from sklearn.utils._param_validation import Interval, StrOptions
 
@@ -45,12 +45,11 @@ class CovarianceMixture(EMMixture):
         self.precisions_cholesky_ = compact(parameters.factors)
         self.precisions_ = compact(self._family().precisions(parameters.factors))
 
-    @classmethod
-    def from_xarray(cls, ds: Any) -> Self:
-        """The model that a Dataset made by `to_xarray` describes."""
-        model = super().from_xarray(ds)
-        model.precisions_ = model._family().model.compact(model._family().precisions(model._parameters().factors))
-        return model
+    def _restored(self) -> None:
+        family, parameters = self._family(), self._parameters()
+        if not family.consistent(parameters.covariances, parameters.factors):
+            raise ValueError("covariances are not positive definite, or precisions_cholesky is not of their inverses")
+        self.precisions_ = family.model.compact(family.precisions(parameters.factors))
 
     def _saved(self) -> dict[str, tuple[str, ...]]:
         dims = self._family().model.dims

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Literal
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils._param_validation import StrOptions
 
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 from daskgmm.estimators.covariances import COVARIANCE_CONSTRAINTS, CovarianceMixture
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
@@ -84,6 +85,10 @@ class GaussianMixture(CovarianceMixture):
     persist : bool or "auto", default="auto"
         Keep the decoded rows in the workers' memory (of this process without a client), so that a store is read once:
         "auto": where they fit there; False: read it in each pass.
+    checkpoint : str, path-like or None, default=None
+        A directory, or fsspec URL, where the state of the fit is kept after each pass, at most once a second. The same
+        call again goes on from there, also after a kill, and ends with the same bits; a finished one returns at once.
+        ``tol`` and ``max_iter`` may differ; other data or parameters are refused. Nothing in it is run when it is read.
     callbacks : sequence of callable, default=()
         Each is called after each pass with a `daskgmm.Info`.
 
@@ -140,6 +145,7 @@ class GaussianMixture(CovarianceMixture):
         subsample: int | None = 100_000,
         missing: str = "raise",
         persist: bool | Literal["auto"] = "auto",
+        checkpoint: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callable[[Info], None]] = (),
     ) -> None:
         self.n_components = n_components
@@ -161,6 +167,7 @@ class GaussianMixture(CovarianceMixture):
         self.subsample = subsample
         self.missing = missing
         self.persist = persist
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
 
     def _given(self, k: int, d: int) -> Start:

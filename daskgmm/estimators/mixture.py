@@ -20,13 +20,14 @@ from daskgmm import persistence
 from daskgmm.climbing import OPTIONS, Options
 from daskgmm.data.blocks import Samples
 from daskgmm.data.checks import Beside
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 from daskgmm.estimators.base import BaseMixture
 from daskgmm.families.base import Components
 from daskgmm.families.coding import Coding
 from daskgmm.families.frame import Frame
 from daskgmm.fitting import Candidate, Fit, fit_mixture
 from daskgmm.seeding import Start
+from daskgmm.urls import presentable
 
 CONSTRAINTS: dict[str, list[Any]] = {
     "n_components": [Interval(Integral, 1, None, closed="left")],
@@ -44,6 +45,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
     "subsample": [Interval(Integral, 1, None, closed="left"), None],
     "missing": [StrOptions({"raise", "drop", "fill"})],
     "persist": ["boolean", StrOptions({"auto"})],
+    "checkpoint": [str, os.PathLike, None],
     "callbacks": ["array-like"],
 }
 
@@ -84,6 +86,10 @@ class EMMixture(BaseMixture):
     @abstractmethod
     def _saved(self) -> dict[str, tuple[str, ...]]:
         """Those of the attributes that are saved beside ``weights_``, without their underscore, and their dims."""
+
+    def _learned_names(self) -> tuple[str, ...]:
+        """Their names."""
+        return ()
 
     def _learned(self) -> dict[str, Any]:
         """What JSON can hold of other attributes that are saved."""
@@ -128,7 +134,9 @@ class EMMixture(BaseMixture):
         return self._run(X, Beside(sample_weight, labels))
 
     def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
-        fit = fit_mixture(samples, self._candidate(samples), check_random_state(self.random_state), watch)
+        candidate, rng = self._candidate(samples), check_random_state(self.random_state)
+        journal = self._journal(samples, rng, {"start": candidate.known.digest})
+        fit = fit_mixture(samples, candidate, rng, watch, journal)
         if self.max_iter and not fit.state.converged:
             warnings.warn(
                 f"EM did not converge in {fit.state.n_iter} passes: raise max_iter or tol, or go on from here with "
@@ -170,10 +178,27 @@ class EMMixture(BaseMixture):
 
     @classmethod
     def from_xarray(cls, ds: Any) -> Self:
-        """The model that a Dataset made by `to_xarray` describes."""
-        model = cls(**persistence.params(ds))
+        """The model that a Dataset made by `to_xarray` describes.
+
+        Raises
+        ------
+        ValueError
+            It does not describe one.
+        """
+        model = cls(**persistence.params(ds, cls._get_param_names()))
+        model._validate_params()
         persistence.restore(model, ds)
+        model._restored()
         return model
+
+    def _restored(self) -> None:
+        """Complete the attributes of a model that was read, whose saved ones are finite and have their shapes.
+
+        Raises
+        ------
+        ValueError
+            They are not what a fit finds.
+        """
 
     def _coding(self) -> Coding:
         return self._fitted().coding
@@ -197,7 +222,9 @@ def load(path: str | os.PathLike[str]) -> Any:
     import daskgmm
 
     ds = persistence.read(path)
-    name = ds.attrs["family"]
+    shown = presentable(os.fspath(path)) if isinstance(path, str | os.PathLike) else presentable(path)
+    name = ds.attrs.get("family")
     if name not in daskgmm.MIXTURES:
-        raise ValueError(f"{os.fspath(path)!r} holds a {name}, which is not known here: use the version that wrote it")
-    return getattr(daskgmm, name).from_xarray(ds)
+        raise ValueError(f"{shown!r} holds a {name}, which is not known here: use the version that wrote it")
+    with persistence.valid(shown):
+        return getattr(daskgmm, name).from_xarray(ds)

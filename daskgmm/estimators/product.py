@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cache
 from importlib import import_module
 from numbers import Real
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from daskgmm.data.blocks import Samples
 from daskgmm.data.checks import ALONE, Beside
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 from daskgmm.estimators.mixture import CONSTRAINTS, EMMixture
 from daskgmm.families import PRODUCTS
 from daskgmm.families.product import Product, ProductParameters
@@ -51,7 +52,7 @@ class ProductMixture(EMMixture):
         What to do with a NaN or an infinity: refuse it, naming the first; leave it out of its row, whose other values
         count, which is exact as features are independent (rows without any value are left out, and labelled -1); or
         leave out its row. "fill" refuses it too, but reads chunks that a Zarr store lacks as its fill value.
-    random_state, warm_start, verbose, verbose_interval, accelerate, subsample, persist, callbacks
+    random_state, warm_start, verbose, verbose_interval, accelerate, subsample, persist, checkpoint, callbacks
         As of :class:`daskgmm.GaussianMixture`.
 
     Attributes
@@ -91,6 +92,7 @@ class ProductMixture(EMMixture):
         subsample: int | None = 100_000,
         missing: str = "raise",
         persist: bool | Literal["auto"] = "auto",
+        checkpoint: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callable[[Info], None]] = (),
     ) -> None:
         self.n_components = n_components
@@ -109,6 +111,7 @@ class ProductMixture(EMMixture):
         self.subsample = subsample
         self.missing = missing
         self.persist = persist
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
 
     def _family(self) -> Product:
@@ -136,6 +139,11 @@ class ProductMixture(EMMixture):
 
     def _saved(self) -> dict[str, tuple[str, ...]]:
         return {"means": ("component", "feature")}
+
+    def _restored(self) -> None:
+        family = self._fitted()
+        if self.means_.shape[1] != len(family.columns) or not family.possible(self.means_):
+            raise ValueError("the means are not those of such a mixture")
 
     def _objective(self) -> str:
         return "log-posterior" if self.alpha else "log-likelihood"
@@ -190,13 +198,22 @@ class LeveledMixture(ProductMixture):
     def _learned(self) -> dict[str, Any]:
         return {"categories": [some.tolist() for some in self.categories_]}
 
-    @classmethod
-    def from_xarray(cls, ds: Any) -> Self:
-        """The model that a Dataset made by `to_xarray` describes."""
-        model = super().from_xarray(ds)
-        model.categories_ = [np.array(some) for some in model.categories_]
-        model.n_levels_ = np.array([len(some) for some in model.categories_])
-        return model
+    def _learned_names(self) -> tuple[str, ...]:
+        return ("categories",)
+
+    def _restored(self) -> None:
+        given: Any = self.categories_
+        if len(given) != self.n_features_in_ or not all(_are_levels(some) for some in given):
+            raise ValueError("categories are not lists of numbers or names, one a feature")
+        self.categories_ = [np.array(some) for some in given]
+        self.n_levels_ = np.array([len(some) for some in given])
+        super()._restored()
+
+
+def _are_levels(some: Any) -> bool:
+    """Are they different numbers, or names, at least one?"""
+    kinds = {type(level) for level in some} if isinstance(some, list) else set()
+    return bool(kinds) and (kinds <= {int, float} or kinds in ({str}, {bool})) and len(set(some)) == len(some)
 
 
 def _codes(column: Any, names: Any) -> Any:

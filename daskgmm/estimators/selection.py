@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
@@ -16,7 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from daskgmm.data.blocks import Samples
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 from daskgmm.estimators.base import BaseMixture, criteria
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.families.base import Components
@@ -55,7 +56,7 @@ class GaussianMixtureIC(BaseMixture):
         Fraley & Raftery 2007 take them.
     accelerate, subsample, missing
         The same.
-    persist, callbacks
+    persist, checkpoint, callbacks
         The same, for all together.
 
     Attributes
@@ -109,6 +110,7 @@ class GaussianMixtureIC(BaseMixture):
         subsample: int | None = 100_000,
         missing: str = "raise",
         persist: bool | Literal["auto"] = "auto",
+        checkpoint: str | os.PathLike[str] | None = None,
         callbacks: Sequence[Callable[[Info], None]] = (),
     ) -> None:
         self.n_components = n_components
@@ -127,6 +129,7 @@ class GaussianMixtureIC(BaseMixture):
         self.subsample = subsample
         self.missing = missing
         self.persist = persist
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
 
     def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
@@ -138,7 +141,9 @@ class GaussianMixtureIC(BaseMixture):
         shared = {name: value for name, value in self.get_params(deep=False).items() if name not in _OWN}
         estimators = [GaussianMixture(k, covariance_type=name, **shared) for name, k in product(names, ks)]
         candidates = [estimator._candidate(samples) for estimator in estimators]
-        fits = fit_mixtures(samples, candidates, check_random_state(self.random_state), watch)
+        rng = check_random_state(self.random_state)
+        journal = self._journal(samples, rng, {"covariance_type": names, "n_components": ks})
+        fits = fit_mixtures(samples, candidates, rng, watch, journal)
         results = _results(names, ks, estimators, fits)
         scores = results[self.criterion].values.ravel()
         if np.isnan(scores).all():

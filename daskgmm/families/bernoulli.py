@@ -32,6 +32,9 @@ class Bernoulli(Product):
     def held(self, means: Array, within: Array) -> Array:
         return np.clip(means, within / 10, 1 - (1 - within) / 10)
 
+    def possible(self, means: Array) -> bool:
+        return bool(((means >= 0) & (means <= 1 + 1e-9)).all())
+
     def neutral(self) -> tuple[Array, Array]:
         return np.full(self.n_features, 2 * self.alpha), np.full(self.n_features, 0.5)
 

@@ -56,6 +56,10 @@ class Categorical(Product):
         starts = np.cumsum((0, *self.levels[:-1]))
         return means / np.add.reduceat(means, starts, axis=1)[:, self.columns]
 
+    def possible(self, means: Array) -> bool:
+        starts = np.cumsum((0, *self.levels[:-1]))
+        return super().possible(means) and np.allclose(np.add.reduceat(means, starts, axis=1), 1, rtol=0, atol=1e-6)
+
     def neutral(self) -> tuple[Array, Array]:
         levels = np.array(self.levels, dtype=np.float64)[self.columns]
         return self.alpha * levels, 1 / levels

@@ -110,6 +110,11 @@ class Frame:
         """The frame (k, d) to user's units."""
         return z * self.scale if self.directions is None else z @ self.unit.T
 
+    def reach(self, u: Array) -> Array:
+        """How far a step of no more than u (d,), in the user's units, may go along each axis of z: (d,)."""
+        y = np.abs(u) / self.scale
+        return y if self.directions is None else np.abs(self.whitening) @ y
+
     @cached_property
     def unit(self) -> Array:
         """``W⁻¹`` (d, d): a step in z, in the user's units."""

@@ -18,6 +18,8 @@ from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
 from daskgmm.families.prior import Conjugate, Prior
 
+_ROUNDED = 1e-6  # relative, of a model that was written and read: what may be lost by rounding
+
 
 _ROUNDING = 10 * float(np.finfo(np.float64).eps)  # of a covariance, in an M-step
 
@@ -181,6 +183,22 @@ class Gaussian:
         """Covariances and factors of given precisions, each (k, …)."""
         pairs = [self.algebra.invert(precision) for precision in precisions]
         return np.array([c for c, _ in pairs]), np.array([f for _, f in pairs])
+
+    def consistent(self, covariances: Array, factors: Array) -> bool:
+        """Are covariances Σ, each (k, …), positive definite, and F of theirs: upper triangular, FᵀΣF the identity?"""
+        if self.model.diagonal:
+            return bool((factors > 0).all() and (np.abs(factors**2 * covariances - 1) < _ROUNDED).all())
+        turned, diagonal = factors.transpose(0, 2, 1), np.einsum("kii->ki", covariances)
+        with np.errstate(over="ignore", invalid="ignore"):
+            products = turned @ covariances @ factors
+            sizes = np.abs(turned) @ np.abs(covariances) @ np.abs(factors)
+            deviations = np.sqrt(diagonal)
+            scale = deviations[:, :, None] * deviations[:, None, :]
+            symmetric = np.abs(covariances - covariances.transpose(0, 2, 1)) <= _ROUNDED * scale
+            rounded = _ROUNDED + 1e3 * np.finfo(np.float64).eps * sizes  # more where one is all but singular
+            near = np.isfinite(sizes) & (np.abs(products - np.eye(factors.shape[-1])) <= rounded)
+        triangular = (np.triu(factors) == factors).all() and (np.einsum("kii->ki", factors) > 0).all()
+        return bool(triangular and symmetric.all() and near.all())
 
     def precisions(self, factors: Array) -> Array:
         return factors**2 if self.model.diagonal else factors @ factors.transpose(0, 2, 1)

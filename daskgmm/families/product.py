@@ -148,6 +148,10 @@ class Product(Coding, ABC):
         """Σ_j h(x_j) of each row (n, d); None: zero."""
         return None
 
+    def possible(self, means: Array) -> bool:
+        """May these be expectations of T (k, q)?"""
+        return bool((means >= 0).all())
+
     @property
     def n_features(self) -> int:
         return len(self.levels)
