@@ -100,7 +100,7 @@ class EM:
         return state, components, SINGLE if self.single and not state.exact else DOUBLE
 
     def step(self, state: EMState, components: Components, stats: Stats, exact: bool) -> tuple[EMState, list[int]]:
-        """As `advance`, with the tolerance and the end that a precision has; a failure in double is kept in the state."""
+        """As `advance`, with the tolerance and the end that a precision has; in double, a failure is kept in it."""
         em = self if exact else replace(self, tol=max(self.tol, _SINGLE_TOL), precision=SINGLE)
         try:
             state, dead = em.advance(state, components, stats)

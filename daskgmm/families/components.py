@@ -53,15 +53,11 @@ class GaussianComponents(ABC):
 
     @property
     def _reach(self) -> Array:
-        """How many of its least standard deviations away from it a row may be, that sums of a component take: (k,).
-
-        Where distances are taken to the means, and not by products about the origin, only those are that it holds.
-        """
+        """As `own_reach`, of a row that sums of a component take: of distances to the means, only those it holds."""
         return self.own_reach if self._apart else self.frame.radius * self._narrowness
 
     @property
     def own_reach(self) -> Array:
-        """How many of its least standard deviations each component's mean is from the origin, at most: (k,)."""
         return np.linalg.norm(self.means, axis=1) * self._narrowness
 
     @property

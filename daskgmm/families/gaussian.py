@@ -217,8 +217,8 @@ class Gaussian:
 
         As the M-step maximizes Q − ½ r Σ n_k tr Λ_k, and the likelihood rises by no less than Q, it falls by no more
         than ½ r Σ n_k (tr Λ_k − tr Λ'_k), from precisions Λ to Λ'. With a prior, n_k counts the prior's rows too, and
-        Q its logarithm; a variational bound has the expected precisions. Rounding of a covariance grows by its condition
-        in the precision, and so in the likelihood.
+        Q its logarithm; a variational bound has the expected precisions. Rounding of a covariance grows by its
+        condition in the precision, and so in the likelihood.
         """
         rows = counts + (self.prior.rows(len(counts)) if isinstance(self.prior, Conjugate) else 0)
         traces = [np.square(p.factors).reshape(len(counts), -1).sum(axis=1) for p in (before, after)]

@@ -29,7 +29,9 @@ every_model = pytest.mark.parametrize("name", [name for name, model in MODELS.it
 
 def _rows() -> Array:
     rng = np.random.default_rng(0)
-    return np.concatenate([rng.normal(size=(300, 2)), rng.normal((3, 1), 2, size=(200, 2)), rng.normal(-4, 1, (200, 2))])
+    return np.concatenate(
+        [rng.normal(size=(300, 2)), rng.normal((3, 1), 2, size=(200, 2)), rng.normal(-4, 1, (200, 2))]
+    )
 
 
 def _em(x: Array, name: str, reg_covar: float = 0.0, prior: bool = False, **options: Any) -> EM:
@@ -107,7 +109,7 @@ def test_reg_covar_may_lower_the_likelihood_by_what_the_family_says(name: str, r
     """Which bounds each fall, and tells nothing where there is none."""
     x = _rows()
     em = _em(x, name, reg_covar, prior, accelerate=False)
-    state, one_pass, falls, costs = _start(em), _passes(x), [], []
+    state, one_pass, cost, falls, costs = _start(em), _passes(x), 0.0, [], []
     with single_blas():
         for _ in range(12):
             components = em.family.components(state.parameters, em.frame)

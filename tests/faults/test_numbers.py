@@ -52,7 +52,7 @@ def _log_densities(model: Any, x: Array) -> Array:
 @pytest.mark.parametrize("d", [1, 8, 64])
 @pytest.mark.parametrize("covariance_type", TYPES)
 def test_densities_that_no_float_holds(covariance_type: str, d: int, scale: float) -> None:
-    """A fit of scaled rows is the scaled fit; with 64 features, densities are 1e±1920. A power of two rounds nothing."""
+    """A fit of scaled rows is the scaled fit; with 64 features, densities are 1e±1920. Powers of two round nothing."""
     x = _groups(d)
     options = {"covariance_type": covariance_type, "random_state": 0, "max_iter": 10, "tol": 0, "accelerate": False}
     plain = GaussianMixture(3, reg_covar=1e-6, **options).fit(x)
