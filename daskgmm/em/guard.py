@@ -1,18 +1,22 @@
-"""What no step of EM does: lower the likelihood, by more than its M-step and rounding may cost."""
+"""What no step of EM does: lower the likelihood, by more than its M-step and rounding may cost.
+
+Only steps in double precision are judged, from parameters that such a step made: others, of a start say, need not be of
+the model, and what single precision makes of frequencies sums up to one only nearly.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from daskgmm.em.prepared import Precision
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, lost
 
+_EPS = float(np.finfo(np.float64).eps)
 _DIGITS = 100  # roundings of the terms of a log density, and of their sums
 
 
-def rounding(components: Components, counts: Array, bound: float, precision: Precision) -> float:
-    """How far rounding may move the bound of a pass, per sample.
+def rounding(components: Components, counts: Array, bound: float) -> float:
+    """How far rounding may move the bound of a pass in double precision, per sample.
 
     Parameters
     ----------
@@ -21,11 +25,9 @@ def rounding(components: Components, counts: Array, bound: float, precision: Pre
     counts : ndarray of shape (k,)
         Rows that each has.
     bound : float
-    precision : dtype
-        Of the pass.
     """
     terms = float(counts @ components.magnitude) / counts.sum()
-    return float(np.finfo(precision).eps) * (_DIGITS * max(1.0, abs(bound)) + terms)
+    return _EPS * (_DIGITS * max(1.0, abs(bound)) + terms)
 
 
 def fallen(
@@ -34,7 +36,7 @@ def fallen(
     """The error of a bound that fell: it names the component that is most likely at fault.
 
     That is the narrowest, relative to its distance from the origin, where rounding of its mean may cost as much. Else
-    sums are not those of the rows, and the component is the one whose share of these has changed most.
+    sums are not those of the rows, and the component is the one whose share of these has changed most, as χ² counts.
     """
     cost = lost(components.own_reach)
     shares = counts / counts.sum()
@@ -42,7 +44,7 @@ def fallen(
         k, cause = int(cost.argmax()), "is too narrow for where it is"
         remedy = "raise reg_covar, set prior='default' or lower n_components"
     else:
-        k = int(np.abs(shares - weights).argmax())
+        k = int(((shares - weights) ** 2 / np.maximum(weights, _EPS)).argmax())
         cause = f"went from {weights[k]:.2%} to {shares[k]:.2%} of the rows, as the data or their sums changed"
         remedy = "see that nothing writes to the data, and fit again"
     return ValueError(

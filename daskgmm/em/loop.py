@@ -45,7 +45,7 @@ class EMState:
     point: Array | None = None  # (k, p) normalized moments, of which `parameters` are the M-step
     plain: EMState | None = None  # where `parameters` are extrapolated: the state with EM's own step instead
     exact: bool = False  # has single precision done all it can?
-    stepped: bool = False  # are `parameters` those of an M-step?
+    stepped: bool = False  # are `parameters` those of an M-step, in double precision?
     floor: float = -np.inf  # what the next bound is not below, should nothing be wrong
     log_likelihood: float = -np.inf  # per sample, of the pass that the last bound is of
     log_certainty: float = -np.inf  # Σ w log max γ / Σ w, of the same
@@ -76,7 +76,6 @@ class EM:
     accelerate: bool = True
     single: bool = False  # may passes that are not among the last be in single precision?
     stage: str = "data"  # or "sample": where the passes go, for those who watch
-    precision: Precision = DOUBLE  # of the pass that `advance` is given
 
     def run(self, states: Sequence[EMState], one_pass: OnePass, watch: Callable[[Info], None]) -> list[EMState]:
         """Advance all states, in shared passes, until each has converged or has had ``max_iter`` passes.
@@ -101,9 +100,9 @@ class EM:
 
     def step(self, state: EMState, components: Components, stats: Stats, exact: bool) -> tuple[EMState, list[int]]:
         """As `advance`, with the tolerance and the end that a precision has; in double, a failure is kept in it."""
-        em = self if exact else replace(self, tol=max(self.tol, _SINGLE_TOL), precision=SINGLE)
+        em = self if exact else replace(self, tol=max(self.tol, _SINGLE_TOL))
         try:
-            state, dead = em.advance(state, components, stats)
+            state, dead = em.advance(state, components, stats, exact)
         except ValueError as failure:
             if exact:
                 return replace(state.settled, failure=failure), []
@@ -112,13 +111,15 @@ class EM:
             state = replace(state, converged=False, exact=True)
         return state, dead
 
-    def advance(self, state: EMState, components: Components, stats: Stats) -> tuple[EMState, list[int]]:
-        """One EM step: the state after the pass ``stats``, and the components that died in it.
+    def advance(
+        self, state: EMState, components: Components, stats: Stats, exact: bool = True
+    ) -> tuple[EMState, list[int]]:
+        """One EM step: the state after the pass ``stats``, in double precision or not; and components that died in it.
 
         Raises
         ------
         ValueError
-            The log-likelihood is not a number, or components die more often than is worth repairing.
+            The bound is not a number, or fell, or components die more often than is worth repairing.
         CollapsedComponentError
             A covariance became singular.
         """
@@ -133,7 +134,7 @@ class EM:
                 f"the log-likelihood is {lower_bound} in pass {state.n_iter + 1}, as squares of the data "
                 "overflow or the data changed since they were surveyed: rescale them, or fit again"
             )
-        noise = rounding(components, counts, lower_bound, self.precision)
+        noise = rounding(components, counts, lower_bound)
         if not dead and lower_bound < state.floor - noise:  # one that lost its rows explains it, and is repaired
             raise fallen(state.lower_bound, lower_bound, state.n_iter + 1, components, counts, state.parameters.weights)
         after = replace(
@@ -153,7 +154,7 @@ class EM:
             cost = self.family.cost(state.parameters, parameters, counts, self.frame) / stats.weight
             floor = lower_bound - cost - noise if state.stepped else -np.inf
             converged = ended and state.plain is None
-            after = replace(after, parameters=parameters, converged=converged, stepped=True, floor=floor)
+            after = replace(after, parameters=parameters, converged=converged, stepped=exact, floor=floor)
             return self._accelerated(after, components, stats, extrapolate=not ended), []
         if after.n_reseeded > _RESEEDS_PER_COMPONENT * len(counts):
             raise ValueError(
