@@ -203,7 +203,7 @@ class GaussianMixture(CovarianceMixture):
                 symmetric = False
             if not symmetric:
                 kind = "positive" if model.diagonal else "symmetric, positive-definite"
-                raise ValueError(f"'{name}' should be {kind}")
+                raise ValueError(f"'{name}' should be {kind}, as no component has another: correct precisions_init")
             if not model.holds(precisions, k, d):
                 raise ValueError(
                     f"'{name}' should be {model.form}, as the model has no others: give such ones, or choose a freer "
