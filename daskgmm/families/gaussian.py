@@ -19,9 +19,7 @@ from daskgmm.families.frame import Array, Frame
 from daskgmm.families.prior import Conjugate, Prior
 
 _ROUNDED = 1e-6  # relative, of a model that was written and read: what may be lost by rounding
-
-
-_ROUNDING = 10 * float(np.finfo(np.float64).eps)  # of a covariance, in an M-step
+_ROUNDING = 100 * float(np.finfo(np.float64).eps)  # of a covariance, in an M-step
 
 
 class CollapsedComponentError(ValueError):
@@ -218,12 +216,16 @@ class Gaussian:
         As the M-step maximizes Q − ½ r Σ n_k tr Λ_k, and the likelihood rises by no less than Q, it falls by no more
         than ½ r Σ n_k (tr Λ_k − tr Λ'_k), from precisions Λ to Λ'. With a prior, n_k counts the prior's rows too, and
         Q its logarithm; a variational bound has the expected precisions. Rounding of a covariance grows by its
-        condition in the precision, and so in the likelihood.
+        condition in the precision, and so in the likelihood; that of a prior's scatter, in the prior's.
         """
-        rows = counts + (self.prior.rows(len(counts)) if isinstance(self.prior, Conjugate) else 0)
-        traces = [np.square(p.factors).reshape(len(counts), -1).sum(axis=1) for p in (before, after)]
+        prior, k = self.prior, len(counts)
+        rows = counts + (prior.rows(k) if isinstance(prior, Conjugate) else 0)
+        traces = [np.square(p.factors).reshape(k, -1).sum(axis=1) for p in (before, after)]
         taken = max(0.0, self.reg_covar / 2 * float(rows @ (traces[0] - traces[1])))
-        return taken + _ROUNDING * float(rows @ self._condition(after, frame))
+        lost = float(rows @ self._condition(after, frame))
+        if prior is not None and not isinstance(prior, Prior):
+            lost += float(np.abs(prior.squares(k) * self.precisions(after.factors)).sum())
+        return taken + _ROUNDING * lost
 
     def _condition(self, parameters: GaussianParameters, frame: Frame) -> Array:
         """tr Σ tr Λ of each component, where its covariance is estimated: (k,)."""

@@ -113,6 +113,10 @@ class NormalWishart:
         later = np.append(np.cumsum(counts[:0:-1])[::-1], 0.0)
         return np.stack([1 + counts, self.weight_concentration + later])
 
+    def squares(self, k: int) -> Array:
+        """As those of a `Conjugate` prior."""
+        return self.scatter
+
     @property
     def scatter(self) -> Array:
         """W₀⁻¹ as the models have it: (d,) or (d, d)."""

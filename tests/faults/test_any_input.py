@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import zarr
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
+from scipy.stats import bernoulli, poisson
 
 import daskgmm
+from daskgmm.cli import main
 
 Array = npt.NDArray[np.float64]
 
@@ -30,7 +35,7 @@ DTYPES = (
     *("float64", "float32", "float16", "longdouble", ">f8", ">f4", ">f2", "bool", "uint8", "int8"),
     *("int16", "uint16", "int32", "uint32", "int64", "uint64", ">i4", ">u2"),
 )
-LAYOUTS = ("as it is", "Fortran", "a view", "reversed", "read-only", "masked", "a list")
+LAYOUTS = ("as it is", "Fortran", "a view", "reversed", "read-only", "masked")
 SHAPES = ("blobs", "one group", "constant", "constant feature", "duplicates", "line", "ints", "far row", "bad value")
 
 
@@ -58,8 +63,6 @@ def cases(draw: Callable[..., Any], stores: tuple[str, ...] = ("NumPy", "NumPy",
     shape, dtype, layout = (draw(st.sampled_from(choice)) for choice in (SHAPES, DTYPES, LAYOUTS))
     values = _values(rng, shape, n, d, draw(st.integers(-30, 30)) if draw(st.booleans()) else 0)
     x = _cast(values, np.dtype(dtype))
-    if layout == "a list":
-        layout = "as it is"
     masked = layout == "masked" and rng.random() < 0.8
     store = draw(st.sampled_from(stores))
     options: dict[str, Any] = {
@@ -300,3 +303,171 @@ def test_the_right_answer_or_an_error_of_ours(case: Case) -> None:
 @given(case=cases())
 def test_the_right_answer_or_an_error_of_ours_in_ten_thousand_cases(case: Case) -> None:
     _check(case)
+
+
+# Other families
+
+
+@st.composite
+def counts(draw: Callable[..., Any]) -> tuple[str, npt.NDArray[Any], dict[str, Any], tuple[int, ...]]:
+    """A mixture, rows that it may take or not, its options, and chunks."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n, d, k = draw(st.integers(1, 60)), draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    name = draw(st.sampled_from(("Bernoulli", "Categorical", "Poisson", "BayesianGaussian")))
+    top = {"Bernoulli": 1, "Categorical": 3, "Poisson": 10 ** draw(st.integers(0, 6)), "BayesianGaussian": 9}[name]
+    x = rng.integers(0, top + 1, (n, d)).astype(np.float64)
+    if draw(st.booleans()):
+        x[:, 0] = x[0, 0]
+    spoilt = draw(st.sampled_from((None, None, "missing", "missing", "negative", "a fraction")))
+    if spoilt == "missing":
+        x[rng.random((n, d)) < 0.3] = np.nan
+    elif spoilt is not None:
+        x[rng.integers(n), rng.integers(d)] = {"negative": -1, "a fraction": 0.5}[spoilt]
+    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
+    if dtype.kind != "f" and (not np.isfinite(x).all() or (x < 0).any() or (x != np.round(x)).any()):
+        dtype = np.dtype(np.float64)
+    missing = draw(st.sampled_from(("raise", "drop") if name == "BayesianGaussian" else ("raise", "drop", "skip")))
+    options = {
+        "n_components": k,
+        "max_iter": draw(st.sampled_from((0, 1, 5))),
+        "accelerate": draw(st.booleans()),
+        "subsample": draw(st.sampled_from((None, 20, 100_000))),
+        "missing": missing,
+        "random_state": 0,
+    }
+    if name != "BayesianGaussian":
+        options["alpha"] = draw(st.sampled_from((0.0, 1.0)))
+    return name, _cast(x, dtype) if dtype.kind == "f" else np.clip(x, 0, 127).astype(dtype), options, _chunks(rng, n)
+
+
+def _check_counts(case: tuple[str, npt.NDArray[Any], dict[str, Any], tuple[int, ...]]) -> None:
+    name, x, options, chunks = case
+    values, missing = x.astype(np.float64), options["missing"]
+    model = getattr(daskgmm, f"{name}Mixture")(**options)
+    data = da.from_array(x, chunks=(chunks, -1)) if len(chunks) > 2 else x
+    with dask.config.set(scheduler="sync"):
+        try:
+            model.fit(data)
+        except Exception as error:
+            assert _is_ours(error), repr(error)
+            return
+        labels, proba, densities = (
+            np.asarray(call(data)) for call in (model.predict, model.predict_proba, model.score_samples)
+        )
+    there = np.isfinite(values)
+    good = there.any(axis=1) if missing == "skip" else there.all(axis=1)
+    assert missing != "raise" or there.all()
+    assert np.isfinite(model.means_).all()
+    assert model.weights_.sum() == pytest.approx(1, rel=1e-12)
+    assert ((labels >= 0) == good).all()
+    assert (np.isfinite(densities) == good).all()
+    np.testing.assert_allclose(proba[good].sum(axis=1), 1, rtol=1e-12)
+    if name in ("Bernoulli", "Poisson"):
+        of = bernoulli if name == "Bernoulli" else poisson
+        with np.errstate(divide="ignore"):
+            each = [
+                np.log(w) + np.where(there, of.logpmf(np.where(there, values, 0), m), 0).sum(axis=1)
+                for w, m in zip(model.weights_, np.clip(model.means_, 0, 1 if name == "Bernoulli" else None), strict=True)
+            ]
+        expected = logsumexp(each, axis=0)[good]
+        sizes = 1 + np.where(there, values, 0).sum(axis=1)[good] * 20
+        likely = expected > -600  # log 0 counts as -700
+        assert (np.abs(densities[good] - expected) <= 1e-12 * sizes + 1e-9)[likely].all()
+
+
+@_settings(30)
+@given(case=counts())
+def test_other_families(case: tuple[str, npt.NDArray[Any], dict[str, Any], tuple[int, ...]]) -> None:
+    _check_counts(case)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@_settings(2_000)
+@given(case=counts())
+def test_other_families_in_two_thousand_cases(case: tuple[str, npt.NDArray[Any], dict[str, Any], tuple[int, ...]]) -> None:
+    _check_counts(case)
+
+
+# Chunks
+
+
+@_settings(20)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    covariance_type=st.sampled_from(REAL),
+    accelerate=st.booleans(),
+    offset=st.sampled_from((0.0, 1e6)),
+)
+def test_three_chunkings_of_the_same_rows(seed: int, covariance_type: str, accelerate: bool, offset: float) -> None:
+    """The fit does not depend on them; sums are taken in another order."""
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.integers(60, 400)), int(rng.integers(1, 5))
+    x = rng.standard_normal((n, d)) + 6 * rng.integers(0, 2, (n, 1)) + offset
+    options = {"covariance_type": covariance_type, "accelerate": accelerate, "random_state": 0, "max_iter": 6}
+    store = zarr.create_array(
+        zarr.storage.MemoryStore(), data=x, chunks=(int(rng.integers(1, 40)), d)
+    )
+    with dask.config.set(scheduler="sync"):
+        fits = [
+            daskgmm.GaussianMixture(2, **options).fit(data)
+            for data in (x, da.from_array(x, chunks=(_chunks(rng, n), -1)), store)
+        ]
+    for other in fits[1:]:
+        for name in ("weights_", "means_", "covariances_", "lower_bounds_"):
+            found, expected = np.asarray(getattr(other, name)), np.asarray(getattr(fits[0], name))
+            assert found.shape == expected.shape
+            size = np.abs(expected - (offset if name == "means_" else 0)).max()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10 * size + 1e-15 * offset)
+
+
+# The command line
+
+
+def _run(*arguments: str) -> Any:
+    with warnings.catch_warnings():  # commands show warnings their own way
+        return CliRunner().invoke(main, arguments)
+
+
+def _check_commands(case: Case, path: Path) -> None:
+    """Commands end well, or with one line that says why; never with a traceback, nor with half an output."""
+    store, model, labels = (str(path / name) for name in ("x.zarr", "model.zarr", "labels.zarr"))
+    _held(case, path / "x.zarr")
+    options = case.options
+    fit = _run(
+        *("fit", store, "--components", str(case.k), "--output", model, "--workers", "0", "--json"),
+        *("--covariance", options["covariance_type"], "--max-iter", str(options["max_iter"])),
+        *("--missing", options["missing"], "--init", options["init_params"], "--reg-covar", str(options["reg_covar"])),
+        *("--subsample", str(options["subsample"] or 0), "--prior", options["prior"] or "none"),
+    )
+    _check_ended(fit, Path(model))
+    if fit.exit_code:
+        return
+    assert json.loads(fit.stdout.splitlines()[-1])["n_samples"] <= len(case.values)
+    both = ("--workers", "0", "--missing", options["missing"])
+    _check_ended(_run("predict", model, store, "--output", labels, *both), Path(labels))
+    score = _run("score", model, store, "--json", *both)
+    _check_ended(score, None)
+    assert math.isfinite(json.loads(score.stdout.splitlines()[-1])["score"])
+
+
+def _check_ended(result: Any, output: Path | None) -> None:
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == (result.exit_code != 0), result.output
+    assert output is None or output.exists() == (result.exit_code == 0)
+
+
+@_settings(12)
+@given(case=cases(stores=("Zarr",)))
+def test_commands(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
+    _check_commands(case, tmp_path_factory.mktemp("cli"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@_settings(400)
+@given(case=cases(stores=("Zarr",)))
+def test_commands_in_four_hundred_cases(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
+    _check_commands(case, tmp_path_factory.mktemp("cli"))
