@@ -100,6 +100,6 @@ def check_unmasked(array: Any, what: str) -> None:
     lazy = isinstance(getattr(array, "_meta", None), np.ma.MaskedArray)  # dask's
     if lazy or np.ma.is_masked(array):
         raise ValueError(
-            f"{what} is masked: put NaN where the mask is, by x.astype(float).filled(numpy.nan), or dask.array.ma.filled,"
+            f"{what} is masked: put NaN under the mask, by x.astype(float).filled(numpy.nan) or dask.array.ma.filled,"
             " and pass missing='drop' to leave such rows out"
         )

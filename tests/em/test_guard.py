@@ -100,7 +100,7 @@ def test_a_family_without_a_frame_is_watched_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(EMPass, "__call__", wrong)
     start = {"weights_init": [0.5, 0.5], "means_init": rng.random((2, 6))}
     with pytest.raises(
-        ValueError, match=r"the lower bound fell from \S+ to \S+ in pass 6, .*component [01] .*fit again"
+        ValueError, match=r"the lower bound fell from \S+ to \S+ in pass 6, .*component [01] .*fit again$"
     ):
         BernoulliMixture(2, accelerate=False, tol=0, **start).fit(x)
 
