@@ -376,9 +376,7 @@ def _check_counts(case: Counted) -> None:
         with np.errstate(divide="ignore"):
             each = [
                 np.log(w) + np.where(there, of.logpmf(np.where(there, values, 0), m), 0).sum(axis=1)
-                for w, m in zip(
-                    model.weights_, np.clip(model.means_, 0, 1 if name == "Bernoulli" else None), strict=True
-                )
+                for w, m in zip(model.weights_, means, strict=True)
             ]
         expected = logsumexp(each, axis=0)[good]
         sizes = 1 + np.where(there, values, 0).sum(axis=1)[good] * 20
