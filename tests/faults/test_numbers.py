@@ -199,6 +199,7 @@ def test_a_thousand_components(covariance_type: str) -> None:
     assert model.score(x[::400]) == pytest.approx(_log_densities(model, x[::400]).mean(), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_a_thousand_components_from_any_start() -> None:
     """As a user asks for them: finite, each with rows, and the likelihood is that of the parameters."""
     x, _ = _thousand()
