@@ -13,7 +13,7 @@ from daskgmm.families import PRODUCTS
 
 if TYPE_CHECKING:
     from daskgmm.data.open import open_samples
-    from daskgmm.em.loop import Info
+    from daskgmm.em.info import Info
     from daskgmm.estimators.bayesian import BayesianGaussianMixture
     from daskgmm.estimators.gaussian import GaussianMixture
     from daskgmm.estimators.mixture import load

@@ -29,8 +29,9 @@ from daskgmm.data.records import pack, unpack
 from daskgmm.data.survey import Survey
 from daskgmm.data.write import Target
 from daskgmm.em.acceleration import Mixing
+from daskgmm.em.info import Info
 from daskgmm.em.known import Known
-from daskgmm.em.loop import EMState, Info
+from daskgmm.em.loop import EMState
 from daskgmm.em.resuming import Begun, Progress
 from daskgmm.em.stats import Stats
 from daskgmm.families.components import DenseComponents, DiagonalComponents

@@ -16,7 +16,8 @@ import numpy as np
 from daskgmm.data.blocks import Samples, of_numpy
 from daskgmm.data.checks import Beside
 from daskgmm.data.survey import Survey
-from daskgmm.em.loop import EM, EMState, Info
+from daskgmm.em.info import Info
+from daskgmm.em.loop import EM, EMState
 from daskgmm.em.moves import moves
 from daskgmm.families.base import Family
 from daskgmm.families.frame import Array, Frame

@@ -133,9 +133,15 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what 
 output_option = click.option("--output", required=True, metavar="PATH", help="Local path or fsspec URL.")
 
 
+def as_text(result: Any) -> str:
+    """JSON, which knows no NaN and no infinities: null in their place."""
+    found = json.loads(json.dumps(result), parse_constant=lambda constant: None)
+    return json.dumps(found)
+
+
 def report(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(result))
+        click.echo(as_text(result))
         return
     width = max(map(len, result))
     for name, value in result.items():

@@ -18,7 +18,8 @@ from daskgmm.climbing import Options, climb, enough, starts
 from daskgmm.constancy import ConstantPass, refuse_changes
 from daskgmm.data.blocks import Samples, joined, outsider, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
-from daskgmm.em.loop import EM, EMState, Info, run, surviving
+from daskgmm.em.info import Info
+from daskgmm.em.loop import EM, EMState, run, surviving
 from daskgmm.em.resuming import Begun, Progress, check_states
 from daskgmm.executing import settled
 from daskgmm.families.base import Family

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 
 
 class ProgressBar:

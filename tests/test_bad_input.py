@@ -17,6 +17,7 @@ import zarr
 
 import daskgmm.passes
 from daskgmm import GaussianMixture, open_samples
+from daskgmm.em.loop import EMState
 
 Array = npt.NDArray[np.float64]
 
@@ -369,6 +370,27 @@ def test_a_component_without_rows_is_repaired_and_named(covariance_type: str, fa
         assert np.isfinite(getattr(model, name)).all(), name
     assert model.weights_[1] > 0.01
     assert abs(model.means_).max() < 20
+
+
+def test_components_that_die_again_and_again_end_the_fit(rows: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine of them were started again before."""
+    model = GaussianMixture(3, weights_init=[1 / 3] * 3, means_init=[[0.0] * 3, [1e3] * 3, [9.0, 1.0, -5.0]])
+    model.set_params(precisions_init=PRECISIONS["full"])
+    original = EMState.__init__
+
+    def tired(self: EMState, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **{"n_reseeded": 9} | kwargs)
+
+    monkeypatch.setattr(EMState, "__init__", tired)
+    with pytest.raises(ValueError, match=r"component 1 lost .* \(now 3\)"):
+        model.fit(rows)
+
+
+@pytest.mark.parametrize("least", [0.0, -1.0])
+def test_a_singular_start_is_refused(least: float, rows: Array) -> None:
+    precisions = [np.eye(3), np.diag([1.0, 1.0, least])]
+    with pytest.raises(ValueError, match="symmetric, positive-definite, as no component has another: correct"):
+        GaussianMixture(2, precisions_init=precisions).fit(rows)
 
 
 # What a failure leaves behind

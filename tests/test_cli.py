@@ -231,3 +231,12 @@ def test_a_fit_goes_on_from_its_checkpoint(data):
     result = run(*search, "--checkpoint", folder / "search", "--output", folder / "best.zarr")
     assert result.exit_code == 0, result.output
     assert list((folder / "search").glob("em-*"))
+
+
+def test_json_has_no_infinities(data, tmp_path):
+    """Which other programs do not read: a fit without a pass has no bound."""
+    folder, _ = data
+    options = ("--components", 1, "--max-iter", 0, "--subsample", 0, "--output", tmp_path / "m.zarr", "--json", *LOCAL)
+    printed = run("fit", folder / "x.zarr", *options).stdout, run("show", tmp_path / "m.zarr", "--json").stdout
+    for text in printed:
+        assert json.loads(text, parse_constant=pytest.fail)["lower_bound"] is None

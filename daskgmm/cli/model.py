@@ -9,6 +9,7 @@ import click
 
 from daskgmm.cli.inputs import samples_in, workers_for
 from daskgmm.console import (
+    as_text,
     input_options,
     json_option,
     missing_option,
@@ -146,7 +147,7 @@ def show(model: str, as_json: bool) -> None:
     if as_json:
         hidden = ("precisions_cholesky", "lower_bounds")
         values = {name: ds[name].values.tolist() for name in ds.data_vars if name not in hidden}
-        click.echo(json.dumps({**json.loads(ds.attrs["params"]), **fitted, **values}))
+        click.echo(as_text({**json.loads(ds.attrs["params"]), **fitted, **values}))
         return
     model = json.loads(ds.attrs["params"]).get("covariance_type")
     click.echo(ds.attrs["title"] + (f" ({model} covariances)" if model else ""))

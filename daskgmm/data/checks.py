@@ -51,6 +51,7 @@ def _one_a_sample(name: str, array: Any, shape: tuple[int, ...]) -> Any:
         one = "label" if name == "labels" else "weight"
         raise ValueError(f"{name}.shape == {array.shape}, expected {shape}: give one {one} a sample")
     check_real(array.dtype, name)
+    check_unmasked(array, name)
     return array
 
 
@@ -87,3 +88,18 @@ def check_real(dtype: np.dtype[Any], what: str) -> None:
     if dtype.kind not in "biuf":
         remedy = "fit the real and imaginary parts as features" if dtype.kind == "c" else "convert them first"
         raise ValueError(f"{what} has dtype {dtype}, but a mixture needs real numbers: {remedy}")
+
+
+def check_unmasked(array: Any, what: str) -> None:
+    """Refuse NumPy's masks, under which there may be any values: other libraries' functions do not look at them.
+
+    Raises
+    ------
+    ValueError
+    """
+    lazy = isinstance(getattr(array, "_meta", None), np.ma.MaskedArray)  # dask's
+    if lazy or np.ma.is_masked(array):
+        raise ValueError(
+            f"{what} is masked: put NaN under the mask, by x.astype(float).filled(numpy.nan) or dask.array.ma.filled,"
+            " and pass missing='drop' to leave such rows out"
+        )

@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 
 from daskgmm.data.blocks import Samples, Source, of_numpy
-from daskgmm.data.checks import Beside, check_real
+from daskgmm.data.checks import Beside, check_real, check_unmasked
 from daskgmm.data.faults import PERMANENT, retried
 from daskgmm.data.stored import Stored, guarded
 from daskgmm.data.zarr import Home, check_complete, of_zarr, open_store
@@ -83,8 +83,10 @@ def _open(data: Any, array: str | None, variables: Sequence[str] | None, beside:
         if isinstance(data, da.Array):
             from daskgmm.data.dask import of_dask
 
+            check_unmasked(data, "the array")
             return of_dask([data], *_features_last(data, "the array"), beside)
     elif hasattr(data, "ndim"):
+        check_unmasked(data, "the array")
         data = np.asarray(data)
         return of_numpy([data], *_features_last(data, "the array"), beside)
     raise TypeError(

@@ -45,7 +45,7 @@ def _workspace(tile: int, d: int, p: int, k: int, widest: int, dtype: Any) -> tu
         _aligned((p * tile,), dtype),
         _aligned((k * tile,), dtype),
         _aligned((tile * widest,), dtype),
-        _aligned((max(p * widest, d * d),), dtype),
+        _aligned((p * max(widest, 2),), dtype),  # d² too, where φ has all products
         _aligned((2, tile * d), dtype),
         _aligned((3, tile), dtype),
         _aligned((k, many, d), dtype),

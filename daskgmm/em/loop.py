@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from daskgmm.em.acceleration import Mixing
 from daskgmm.em.estep import log_densities, log_joint_of
+from daskgmm.em.guard import fallen, rounding
+from daskgmm.em.info import Info
 from daskgmm.em.prepared import DOUBLE, LEAST, SINGLE, Precision
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
@@ -43,6 +45,8 @@ class EMState:
     point: Array | None = None  # (k, p) normalized moments, of which `parameters` are the M-step
     plain: EMState | None = None  # where `parameters` are extrapolated: the state with EM's own step instead
     exact: bool = False  # has single precision done all it can?
+    stepped: bool = False  # are `parameters` those of an M-step, in double precision?
+    floor: float = -np.inf  # what the next bound is not below, should nothing be wrong
     log_likelihood: float = -np.inf  # per sample, of the pass that the last bound is of
     log_certainty: float = -np.inf  # Σ w log max γ / Σ w, of the same
     failure: ValueError | None = None  # why it ended, if not well
@@ -58,30 +62,6 @@ class EMState:
     def settled(self) -> EMState:
         """The state with nothing untried in it: EM's own step is not worse than what it started from."""
         return self.plain or self
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a person reads: one pass."""
-
-    stage: str  # "sample" or "data"
-    n_iter: int
-    max_iter: int
-    lower_bound: float  # per sample, the best of the running models
-    change: float  # of that model
-    n_samples: int
-    seconds: float
-    n_models: int
-    reseeded: tuple[int, ...] = ()  # components that died in this pass and start again
-
-    @property
-    def samples_per_second(self) -> float:
-        return self.n_samples / max(self.seconds, 1e-9)
-
-    @property
-    def seconds_left(self) -> float:
-        """To ``max_iter``, should the fit not converge before."""
-        return (self.max_iter - self.n_iter) * self.seconds
 
 
 @dataclass(frozen=True)
@@ -112,29 +92,34 @@ class EM:
     def ready(self, state: EMState) -> tuple[EMState, Components, Precision]:
         """A state, the components that its next pass is of, and in what precision: single as long as that will do."""
         components = self.family.components(state.parameters, self.frame)
-        if self.single and not state.exact and not components.coarse:
+        last = self.stage == "data" and state.n_iter == self.max_iter - 1
+        if self.single and not state.exact and (last or not components.coarse):
             state = replace(state.settled, exact=True)
             components = self.family.components(state.parameters, self.frame)
         return state, components, SINGLE if self.single and not state.exact else DOUBLE
 
     def step(self, state: EMState, components: Components, stats: Stats, exact: bool) -> tuple[EMState, list[int]]:
-        """As `advance`, with the tolerance and the end that a precision has; a failure is kept in the state."""
+        """As `advance`, with the tolerance and the end that a precision has; in double, a failure is kept in it."""
         em = self if exact else replace(self, tol=max(self.tol, _SINGLE_TOL))
         try:
-            state, dead = em.advance(state, components, stats)
+            state, dead = em.advance(state, components, stats, exact)
         except ValueError as failure:
-            return replace(state.settled, failure=failure), []
+            if exact:
+                return replace(state.settled, failure=failure), []
+            return replace(state.settled, n_iter=state.n_iter + 1, exact=True), []  # rounding may be why
         if not exact and self.stage == "data" and state.converged:  # what is only a start may end in single precision
             state = replace(state, converged=False, exact=True)
         return state, dead
 
-    def advance(self, state: EMState, components: Components, stats: Stats) -> tuple[EMState, list[int]]:
-        """One EM step: the state after the pass ``stats``, and the components that died in it.
+    def advance(
+        self, state: EMState, components: Components, stats: Stats, exact: bool = True
+    ) -> tuple[EMState, list[int]]:
+        """One EM step: the state after the pass ``stats``, in double precision or not; and components that died in it.
 
         Raises
         ------
         ValueError
-            The log-likelihood is not a number, or components die more often than is worth repairing.
+            The bound is not a number, or fell, or components die more often than is worth repairing.
         CollapsedComponentError
             A covariance became singular.
         """
@@ -149,6 +134,9 @@ class EM:
                 f"the log-likelihood is {lower_bound} in pass {state.n_iter + 1}, as squares of the data "
                 "overflow or the data changed since they were surveyed: rescale them, or fit again"
             )
+        noise = rounding(components, counts, lower_bound)
+        if not dead and lower_bound < state.floor - noise:  # one that lost its rows explains it, and is repaired
+            raise fallen(state.lower_bound, lower_bound, state.n_iter + 1, components, counts, state.parameters.weights)
         after = replace(
             state,
             n_iter=state.n_iter + 1,
@@ -160,11 +148,14 @@ class EM:
         if not dead:
             parameters = self.family.maximize(components, stats.moments)
             # An extrapolated step may gain little where EM's own would gain more: only the latter ends a fit.
-            converged = abs(self._left(after)) < self.tol
+            ended = abs(self._left(after)) < self.tol
             if state.plain is not None:
                 after = replace(after, plain=None, mixing=state.mixing.succeeded())
-            after = replace(after, parameters=parameters, converged=converged and state.plain is None)
-            return self._accelerated(after, components, stats, extrapolate=not converged), []
+            cost = self.family.cost(state.parameters, parameters, counts, self.frame) / stats.weight
+            floor = lower_bound - cost - noise if state.stepped else -np.inf
+            converged = ended and state.plain is None
+            after = replace(after, parameters=parameters, converged=converged, stepped=exact, floor=floor)
+            return self._accelerated(after, components, stats, extrapolate=not ended), []
         if after.n_reseeded > _RESEEDS_PER_COMPONENT * len(counts):
             raise ValueError(
                 f"component {dead[0]} lost all its samples, after {state.n_reseeded} components were already "
@@ -176,7 +167,8 @@ class EM:
         alive = self.family.maximize(components.take(kept), stats.moments[kept] + shared)
         rows = self.sample[self._unlikely(alive, len(dead))]
         reseeded = self.family.reseed(alive, dead, rows)
-        return replace(after, parameters=reseeded, mixing=Mixing(), point=None, plain=None), dead
+        after = replace(after, parameters=reseeded, stepped=False, floor=-np.inf)
+        return replace(after, mixing=Mixing(), point=None, plain=None), dead
 
     def _left(self, state: EMState) -> float:
         """What the tolerance is compared with: the last gain in textbook EM, or where no more can be known."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 from daskgmm.estimators.covariances import COVARIANCE_CONSTRAINTS, CovarianceMixture
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.variational import VariationalGaussian, VariationalParameters, VariationalPrior

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils._param_validation import StrOptions
 
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 from daskgmm.estimators.covariances import COVARIANCE_CONSTRAINTS, CovarianceMixture
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
@@ -115,6 +115,19 @@ class GaussianMixture(CovarianceMixture):
     n_features_in_ : int
     feature_names_in_ : ndarray (n_features,)
         Where the features have names: columns, or variables of a Dataset.
+
+    Notes
+    -----
+    Nothing ends as a model that is not one. What happens instead:
+
+    - A component that loses all its rows starts again on the row that the others explain worst, with a warning; after
+      three times ``n_components`` of these, the fit ends with an error.
+    - Where a covariance is singular and ``reg_covar`` does not mend it, that start ends, and the others go on. If none
+      is left, the error names the component, how many rows it has, and what to do.
+    - Fewer distinct rows than components, or a constant feature: an error if ``reg_covar`` is 0 and there is no prior,
+      else a warning. ``precisions_init`` that are not positive definite are refused.
+    - The likelihood may fall by what ``reg_covar`` and rounding cost, which is computed in each step. If an EM step
+      lowers it by more, sums or data are wrong, and the fit ends with an error that names the pass and the component.
     """
 
     _parameter_constraints = {  # noqa: RUF012
@@ -190,7 +203,7 @@ class GaussianMixture(CovarianceMixture):
                 symmetric = False
             if not symmetric:
                 kind = "positive" if model.diagonal else "symmetric, positive-definite"
-                raise ValueError(f"'{name}' should be {kind}")
+                raise ValueError(f"'{name}' should be {kind}, as no component has another: correct precisions_init")
             if not model.holds(precisions, k, d):
                 raise ValueError(
                     f"'{name}' should be {model.form}, as the model has no others: give such ones, or choose a freer "

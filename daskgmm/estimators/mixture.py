@@ -20,7 +20,7 @@ from daskgmm import persistence
 from daskgmm.climbing import OPTIONS, Options
 from daskgmm.data.blocks import Samples
 from daskgmm.data.checks import Beside
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 from daskgmm.estimators.base import BaseMixture
 from daskgmm.families.base import Components
 from daskgmm.families.coding import Coding

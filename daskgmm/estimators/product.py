@@ -17,7 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from daskgmm.data.blocks import Samples
 from daskgmm.data.checks import ALONE, Beside
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 from daskgmm.estimators.mixture import CONSTRAINTS, EMMixture
 from daskgmm.families import PRODUCTS
 from daskgmm.families.product import Product, ProductParameters

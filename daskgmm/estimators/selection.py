@@ -17,7 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from daskgmm.data.blocks import Samples
-from daskgmm.em.loop import Info
+from daskgmm.em.info import Info
 from daskgmm.estimators.base import BaseMixture, criteria
 from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.families.base import Components

@@ -57,7 +57,8 @@ def shared_axes(rule: Rule) -> Callable[..., Array]:
 
 def _compose(axes: Array, variances: Array) -> Array:
     """D V Dᵀ (k, d, d), of axes (d, d) or (k, d, d)."""
-    return axes * variances[:, None, :] @ np.swapaxes(axes, -1, -2)
+    composed = axes * variances[:, None, :] @ np.swapaxes(axes, -1, -2)
+    return (composed + np.swapaxes(composed, -1, -2)) / 2  # symmetric also where rounding is large
 
 
 def _along(axes: Array, scatter: Array) -> Array:

@@ -61,6 +61,10 @@ class Components(Protocol):
         """(k,): how many of its least standard deviations each mean is from the origin, at most."""
 
     @property
+    def magnitude(self) -> Array:
+        """(k,): of the terms that a row's log density is the sum of, at most: so many roundings it is known to."""
+
+    @property
     def centres(self) -> Array:
         """(k, d): what the moments are about; the origin but for tight components."""
 
@@ -132,6 +136,17 @@ class Family(Protocol):
 
     def inside(self, moments: Array, image: Array) -> Array:
         """Extrapolated moments (k, p), held back from where EM's own, the image, could not go."""
+
+    def cost(self, before: Any, after: Any, counts: Array, frame: Frame) -> float:
+        """How far one step of EM may lower the log-likelihood, or -posterior, at most: 0 where `maximize` maximizes it.
+
+        Parameters
+        ----------
+        before, after
+            The parameters that the E-step was of, and those of the M-step.
+        counts : ndarray of shape (k,)
+            Σ w γ of the E-step.
+        """
 
     def log_prior(self, parameters: Any, frame: Frame) -> float:
         """The logarithm of the prior density that `maximize` counts in, but for a constant; without a prior 0."""

@@ -53,21 +53,23 @@ class GaussianComponents(ABC):
 
     @property
     def _reach(self) -> Array:
-        """How many of its least standard deviations away from it a row may be, that sums of a component take: (k,).
-
-        Where distances are taken to the means, and not by products about the origin, only those are that it holds.
-        """
+        """As `own_reach`, of a row that sums of a component take: of distances to the means, only those it holds."""
         return self.own_reach if self._apart else self.frame.radius * self._narrowness
 
     @property
     def own_reach(self) -> Array:
-        """How many of its least standard deviations each component's mean is from the origin, at most: (k,)."""
         return np.linalg.norm(self.means, axis=1) * self._narrowness
 
     @property
     def _narrowness(self) -> Array:
         """Never below 1 / the narrowest standard deviation of each component: ‖F‖ (Frobenius), (k,)."""
         return np.linalg.norm(np.reshape(self.factors, (len(self.means), -1)), axis=1)
+
+    @property
+    def magnitude(self) -> Array:
+        """Squares, of which distances are the differences; of what is treated about its own mean, deviations."""
+        reach = self.frame.radius * self._narrowness
+        return np.where(self.tight | self._apart, reach, reach**2)
 
     @property
     def coarse(self) -> bool:
@@ -121,7 +123,7 @@ class GaussianComponents(ABC):
         """
         _, delta, covariances = self.averages(moments)
         # Variances below _EPS of the sample's are compared as that: a component of equal rows is not looked at again.
-        far = lost(delta) > _STRICT * (np.abs(self._variances(covariances)) + _EPS)
+        far = lost(delta) > _STRICT * (np.abs(self.variances(covariances)) + _EPS)
         return replace(self, about=self.centres + delta) if self.about is None and far.any() else None
 
     @cached_property
@@ -141,7 +143,7 @@ class GaussianComponents(ABC):
 
     @staticmethod
     @abstractmethod
-    def _variances(covariances: Array) -> Array:
+    def variances(covariances: Array) -> Array:
         """The features' variances: (k, d)."""
 
     @abstractmethod
@@ -166,9 +168,15 @@ class DenseComponents(GaussianComponents):
         return drawn
 
     @staticmethod
-    def mapped(covariances: Array, by: Array) -> Array:
-        """Of u = B z, given those of z."""
-        return by @ covariances @ by.T
+    def mapped_out(covariances: Array, frame: Frame) -> Array:
+        """Of u, in the user's units, given those of z in the frame."""
+        mapped = frame.unit @ covariances @ frame.unit.T
+        return (mapped + np.swapaxes(mapped, -1, -2)) / 2  # rounding may be all there is of a covariance
+
+    @staticmethod
+    def mapped_in(covariances: Array, frame: Frame) -> Array:
+        """Of z, given those of u."""
+        return frame.matrix @ covariances @ frame.matrix.T
 
     @staticmethod
     def triangular(factors: Array) -> Array:
@@ -205,7 +213,7 @@ class DenseComponents(GaussianComponents):
         return self.means.shape[1] >= _DIRECT_FEATURES and not self.pooled
 
     @staticmethod
-    def _variances(covariances: Array) -> Array:
+    def variances(covariances: Array) -> Array:
         return np.einsum("kii->ki", covariances)
 
     def _second(self, products: Array) -> Array:
@@ -243,8 +251,12 @@ class DiagonalComponents(GaussianComponents):
         return normal / factors[k]
 
     @staticmethod
-    def mapped(covariances: Array, by: Array) -> Array:
-        return by.diagonal() ** 2 * covariances
+    def mapped_out(covariances: Array, frame: Frame) -> Array:
+        return frame.scale**2 * covariances
+
+    @staticmethod
+    def mapped_in(covariances: Array, frame: Frame) -> Array:
+        return covariances / frame.scale**2
 
     @staticmethod
     def triangular(factors: Array) -> Array:
@@ -272,7 +284,7 @@ class DiagonalComponents(GaussianComponents):
         return each, each
 
     @staticmethod
-    def _variances(covariances: Array) -> Array:
+    def variances(covariances: Array) -> Array:
         return covariances
 
     def _second(self, products: Array) -> Array:

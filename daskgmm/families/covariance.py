@@ -118,22 +118,37 @@ def _proportional_matrices(counts: Array, scatter: Array) -> Array:
     """VEE, model [λₖC] with C = DADᵀ: by turns C for the volumes λₖ, and these for C."""
 
     def unit(total: Array) -> Array:
-        return total / _volume(np.linalg.eigvalsh(total))
+        return total / _determinant(total)
 
     def volumes(shape: Array) -> Array:
-        return np.einsum("kij,ij->k", scatter, np.linalg.inv(shape)) / len(shape)
+        scale, correlations = _correlations(shape)
+        return np.einsum("kij,ij->k", scatter / np.outer(scale, scale), np.linalg.inv(correlations)) / len(shape)
 
     return _proportional(counts, scatter, unit, volumes)
 
 
 def _equal_determinants(counts: Array, scatter: Array) -> Array:
     """EVV, model [λCₖ]: each component's own, scaled to the mean volume."""
-    return _scaled(counts, scatter, _volume(np.linalg.eigvalsh(scatter)))
+    return _scaled(counts, scatter, _determinant(scatter)[:, None])
 
 
 def _volume(variances: npt.NDArray[np.floating]) -> Array:
     """Their geometric mean, |V|^(1/d): (…, 1); NaN where one is not positive."""
     return np.exp(np.log(np.where(variances > 0, variances, np.nan)).mean(axis=-1, keepdims=True))
+
+
+def _determinant(matrices: Array) -> Array:
+    """|S|^(1/d): (…,); NaN where that is not positive. Unlike by eigenvalues, it is as exact in any units."""
+    scale, correlations = _correlations(matrices)
+    sign, log = np.linalg.slogdet(correlations)
+    return np.exp(np.where(sign > 0, log / matrices.shape[-1], np.nan)) * np.exp(2 * np.log(scale).mean(axis=-1))
+
+
+def _correlations(matrices: Array) -> tuple[Array, Array]:
+    """Standard deviations (…, d), and correlations (…, d, d); all NaN where a variance is not positive."""
+    variances = np.einsum("...ii->...i", matrices)
+    scale = np.sqrt(np.where((variances > 0).all(axis=-1, keepdims=True), variances, np.nan))
+    return scale, matrices / (scale[..., None] * scale[..., None, :])
 
 
 def _scaled(counts: Array, scatter: Array, volumes: Array) -> Array:

@@ -72,8 +72,10 @@ class Frame:
         """
         above = high + low > 2 * self.shift
         far = np.where(above, high - self.shift, low - self.shift) / self.scale  # (d,)
+        if self.directions is None:  # no matrix: there may be very many features
+            return replace(self, radius=float(np.linalg.norm(far)))
         radius = float(np.linalg.norm(np.abs(self.whitening) @ np.abs(far)))
-        if self.directions is None or lost(radius) <= TOLERANCE:
+        if lost(radius) <= TOLERANCE:
             return replace(self, radius=radius)
         return replace(self, directions=_reflection(far), radius=float(np.linalg.norm(far)))
 

@@ -19,6 +19,7 @@ from daskgmm.families.frame import Array, Frame
 from daskgmm.families.prior import Conjugate, Prior
 
 _ROUNDED = 1e-6  # relative, of a model that was written and read: what may be lost by rounding
+_ROUNDING = 100 * float(np.finfo(np.float64).eps)  # of a covariance, in an M-step
 
 
 class CollapsedComponentError(ValueError):
@@ -129,9 +130,9 @@ class Gaussian:
             observed = observed + self.reg_covar * frame.matrix @ frame.matrix.T
             there = self.model.estimate(counts, observed)
             factors = self.algebra.triangular(frame.matrix.T @ self.factorize(there, held))
-            covariances = self.algebra.mapped(there, frame.unit)
+            covariances = self.algebra.mapped_out(there, frame)
         else:
-            observed = self.algebra.regularize(self.algebra.mapped(observed, frame.unit), self.reg_covar)
+            observed = self.algebra.regularize(self.algebra.mapped_out(observed, frame), self.reg_covar)
             before = (self.precisions(frame.matrix.T @ components.factors),) if self.model.climbs else ()
             covariances = self.model.estimate(counts, observed, *before)
             factors = self.factorize(covariances, held)
@@ -147,7 +148,7 @@ class Gaussian:
         drawn = prior.shrinkage / (held + prior.shrinkage)  # of the way to the prior's mean
         counts = held + prior.rows(k)
         sums = _times(held, observed) + _times(held * drawn, self.algebra.squares(gap))
-        sums += self.algebra.mapped(prior.squares(k), frame.matrix)
+        sums += self.algebra.mapped_in(prior.squares(k), frame)
         return counts, delta - _times(drawn, gap), _times(1 / counts, sums)
 
     def log_prior(self, parameters: GaussianParameters, frame: Frame) -> float:
@@ -207,6 +208,32 @@ class Gaussian:
 
     def inside(self, moments: Array, image: Array) -> Array:
         return moments
+
+    def cost(self, before: GaussianParameters, after: GaussianParameters, counts: Array, frame: Frame) -> float:
+        """What ``reg_covar`` takes, and rounding in the M-step.
+
+        As the M-step maximizes Q − ½ r Σ n_k tr Λ_k, and the likelihood rises by no less than Q, it falls by no more
+        than ½ r Σ n_k (tr Λ_k − tr Λ'_k), from precisions Λ to Λ'. With a prior, n_k counts the prior's rows too, and
+        Q its logarithm; a variational bound has the expected precisions. Rounding of a covariance grows by its
+        condition in the precision, and so in the likelihood; that of a prior's scatter, in the prior's.
+        """
+        prior, k = self.prior, len(counts)
+        rows = counts + (prior.rows(k) if isinstance(prior, Conjugate) else 0)
+        traces = [np.square(p.factors).reshape(k, -1).sum(axis=1) for p in (before, after)]
+        taken = max(0.0, self.reg_covar / 2 * float(rows @ (traces[0] - traces[1])))
+        lost = float(rows @ self._condition(after, frame))
+        if prior is not None and not isinstance(prior, Prior):
+            lost += float(np.abs(prior.squares(k) * self.precisions(after.factors)).sum())
+        return taken + _ROUNDING * lost
+
+    def _condition(self, parameters: GaussianParameters, frame: Frame) -> Array:
+        """tr Σ tr Λ of each component, where its covariance is estimated: (k,)."""
+        covariances, factors = parameters.covariances, parameters.factors
+        if self.model.diagonal:  # each variance by itself
+            return np.full(len(covariances), covariances.shape[1])
+        if self.model.linear:
+            covariances, factors = self.algebra.mapped_in(covariances, frame), self.algebra.factors_in(factors, frame)
+        return self.algebra.variances(covariances).sum(axis=1) * np.square(factors).sum(axis=(1, 2))
 
     def reseed(self, alive: GaussianParameters, dead: Sequence[int], rows: Array) -> GaussianParameters:
         """Add to the components ``alive`` new ones at the indices ``dead``, each on one of ``rows``.

@@ -69,8 +69,8 @@ class Prior:
         d = rows.shape[1]
         mean = np.average(rows, axis=0, weights=weights) if self.mean is None else shaped("mean", self.mean, [(d,)])
         if self.scale is None:
-            scale = _covariance(rows, weights) / k ** (2 / d)
-            scale = np.full(d, np.trace(scale) / d) if model.diagonal else scale
+            scale = np.full(d, variances(rows, weights).mean()) if model.diagonal else covariance(rows, weights)
+            scale = scale / k ** (2 / d)
         else:
             scale = self._given(model, d)
         dof = d + 2 if self.dof is None else self.dof
@@ -130,11 +130,19 @@ def _rows(dof: float, d: int) -> dict[str, tuple[float, float]]:
     }
 
 
-def _covariance(rows: Array, weights: Array) -> Array:
-    """Unbiased, of weighted rows (m, d), where a weight of 2 is the row twice; its diagonal where they span no more."""
+def variances(rows: Array, weights: Array) -> Array:
+    """Unbiased, of weighted rows (m, d), where a weight of 2 is the row twice: (d,)."""
     total = weights.sum()
-    covariance = np.atleast_2d(np.cov(rows, rowvar=False, aweights=weights, ddof=0)) * (total / max(total - 1, 1))
-    return covariance if len(rows) > rows.shape[1] else np.diag(covariance.diagonal())
+    squares = (rows - np.average(rows, axis=0, weights=weights)) ** 2
+    return np.average(squares, axis=0, weights=weights) * (total / max(total - 1, 1))
+
+
+def covariance(rows: Array, weights: Array) -> Array:
+    """The same as a matrix (d, d), which is diagonal where the rows span no more."""
+    if len(rows) <= rows.shape[1]:
+        return np.diag(variances(rows, weights))
+    total = weights.sum()
+    return np.atleast_2d(np.cov(rows, rowvar=False, aweights=weights, ddof=0)) * (total / max(total - 1, 1))
 
 
 def shaped(name: str, value: npt.ArrayLike | None, shapes: list[tuple[int, ...]]) -> Array:

@@ -88,8 +88,11 @@ class LinearComponents:
     @property
     def coarse(self) -> bool:
         """Large counts, say, have log densities that differ by little of what they are."""
-        terms = np.abs(self.theta[:, 1:]).sum(axis=1) * self.frame.radius
-        return bool(terms.max() * np.finfo(np.float32).eps <= _COARSE)
+        return bool(self.magnitude.max() * np.finfo(np.float32).eps <= _COARSE)
+
+    @property
+    def magnitude(self) -> Array:
+        return np.abs(self.theta[:, 1:]).sum(axis=1) * self.frame.radius
 
     def take(self, ks: npt.NDArray[np.intp]) -> LinearComponents:
         return replace(self, theta=self.theta[ks])
@@ -252,6 +255,9 @@ class Product(Coding, ABC):
         found = moments.copy()
         found[:, 1 : 1 + q] = rows * self.held(moments[:, 1 : 1 + q] / rows, of_image)
         return found
+
+    def cost(self, before: ProductParameters, after: ProductParameters, counts: Array, frame: Frame) -> float:
+        return 0.0
 
     def _rows(self, moments: Array) -> Array:
         """How many rows each component has seen each column's feature of: (k, q) or (k, 1)."""

@@ -20,7 +20,7 @@ from daskgmm.families.components import GaussianComponents
 from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
-from daskgmm.families.prior import Conjugate, shaped
+from daskgmm.families.prior import Conjugate, shaped, variances
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,10 @@ class NormalWishart:
         later = np.append(np.cumsum(counts[:0:-1])[::-1], 0.0)
         return np.stack([1 + counts, self.weight_concentration + later])
 
+    def squares(self, k: int) -> Array:
+        """As those of a `Conjugate` prior."""
+        return self.scatter
+
     @property
     def scatter(self) -> Array:
         """W₀⁻¹ as the models have it: (d,) or (d, d)."""
@@ -184,7 +188,7 @@ class VariationalGaussian(Gaussian):
         gap = parameters.means - (prior.mean - frame.shift)
         squares = prior.scatter + prior.mean_precision * self.algebra.squares(gap)  # also those of the means
 
-        log_det = np.linalg.slogdet(_whole(prior.covariance, d))[1]
+        log_det = _log_det(prior.covariance, d)
         of_precisions = _log_wishart(dofs, self._log_scales(parameters), d).sum()
         of_precisions -= k * _log_wishart(prior.dof, -log_det if np.isfinite(log_det) else 0.0, d)
         of_precisions -= ((dofs - prior.dof) * self._log_precisions(parameters)).sum() / 2
@@ -229,16 +233,24 @@ def _log_wishart(dof: Any, log_scale: Any, d: int) -> Any:
 
 def _covariance(model: CovarianceModel, rows: Array, weights: Array) -> Array:
     """Unbiased, of weighted rows (m, d), where a weight of 2 is the row twice; (), (d,) or (d, d), as of the model."""
+    if model.diagonal:
+        found = variances(rows, weights)
+        return np.asarray(found.mean()) if model.code[1] == "I" else found
     total = weights.sum()
-    whole = np.atleast_2d(np.cov(rows, rowvar=False, aweights=weights, ddof=0)) * (total / max(total - 1, 1))
-    if not model.diagonal:
-        return whole
-    return np.asarray(whole.diagonal().mean()) if model.code[1] == "I" else whole.diagonal().copy()
+    return np.atleast_2d(np.cov(rows, rowvar=False, aweights=weights, ddof=0)) * (total / max(total - 1, 1))
 
 
 def _whole(covariance: Array, d: int) -> Array:
     """(), (d,) or (d, d) to (d, d)."""
     return covariance if covariance.ndim == 2 else covariance * np.eye(d)
+
+
+def _log_det(covariance: Array, d: int) -> float:
+    """Of (), (d,) or (d, d) as a matrix."""
+    if covariance.ndim == 2:
+        return float(np.linalg.slogdet(covariance)[1])
+    with np.errstate(divide="ignore"):
+        return float(np.log(np.broadcast_to(covariance, d)).sum())
 
 
 def _above(least: float, name: str, value: float | None, default: float) -> float:
