@@ -335,3 +335,18 @@ def test_a_moved_model_is_a_model(model: GaussianMixture, tmp_path: Path) -> Non
     model.save(tmp_path / "a.zarr")
     shutil.move(tmp_path / "a.zarr", tmp_path / "b.zarr")
     assert np.array_equal(load(tmp_path / "b.zarr").means_, model.means_)
+
+
+def test_a_model_that_is_all_but_singular_is_read_again(tmp_path: Path) -> None:
+    """One feature is another, but for 1e-3 to 1e-10 of it, and units are as different."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        d = int(rng.integers(2, 7))
+        rows = rng.normal(size=(60, d)) * 10.0 ** rng.integers(-6, 7, size=d)
+        rows[:, 1] = rows[:, 0] * (1 + 10.0 ** -rng.integers(3, 11) * rng.normal(size=60))
+        for name in ("full", "tied", "VEE"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = GaussianMixture(2, covariance_type=name, random_state=0, reg_covar=0, max_iter=20).fit(rows)
+            model.save(tmp_path / f"{i}{name}")
+            load(tmp_path / f"{i}{name}")

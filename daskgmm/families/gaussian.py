@@ -192,7 +192,9 @@ class Gaussian:
             sizes = np.abs(turned) @ np.abs(covariances) @ np.abs(factors)
             scale = deviations[:, :, None] * deviations[:, None, :]
             symmetric = np.abs(covariances - covariances.transpose(0, 2, 1)) <= _ROUNDED * scale
-            rounded = _ROUNDED + 1e3 * np.finfo(np.float64).eps * sizes  # more where one is all but singular
+            # More where one is all but singular: by its variance inflation, through a frame whose condition may be 1e6.
+            inflation = (deviations * np.linalg.norm(factors, axis=2)).max(axis=1)[:, None, None]
+            rounded = _ROUNDED + 1e6 * np.finfo(np.float64).eps * (sizes + inflation)
             near = np.isfinite(sizes) & (np.abs(products - np.eye(factors.shape[-1])) <= rounded)
         triangular = (np.triu(factors) == factors).all() and (np.einsum("kii->ki", factors) > 0).all()
         return bool(triangular and symmetric.all() and near.all())
