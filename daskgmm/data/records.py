@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 _TREE = "tree"
+_ARRAY = get_origin(npt.NDArray[np.float64])  # an alias of its own in newer NumPy
 _Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -103,8 +104,8 @@ def _fits(value: Any, hint: Any) -> bool:
         if args[-1] is Ellipsis:
             return all(_fits(each, args[0]) for each in value)
         return len(value) == len(args) and all(map(_fits, value, args))
-    if origin is np.ndarray:
-        (number,) = get_args(args[1])
+    if origin is _ARRAY:
+        number = (get_args(args[-1]) or args)[0]
         return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, number)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
