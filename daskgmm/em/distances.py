@@ -21,7 +21,7 @@ _FEW = 0.25
 def distances(
     z: Any,  # (d, n)
     rows: Any,  # the same (n, d)
-    direct: tuple[Any, ...],  # columns (m,) of log_joint, means, transposed factors, constants, step
+    direct: tuple[Any, ...],  # columns (m,) of log_joint, means, Fᵀ (m, d, d) or diagonals (m, 1, d), constants, step
     ends: Any,  # where each model's components end, if all of them are direct
     cut: float,  # so many nats below another of its model, a component holds nothing
     room: Any,  # (2, d · n) and more, to work in
@@ -34,13 +34,13 @@ def distances(
     columns, means, transposed, _, step = direct
     bounded = step < d and cut < np.inf and len(columns) == len(log_joint)
     first: Any = np.intp(0)  # an integer that Numba does not take for a type of its own, and compile for once more
-    _add(z, first, len(columns), first, step if bounded else d, direct, transposed, room, vectors, log_joint)
+    _add(z, first, len(columns), first, step if bounded else d, direct, room, vectors, log_joint)
     if not bounded:
         return
     for last in ends:
         _likeliest(log_joint, first, last, vectors)
         if _near(log_joint, first, last, cut + (d - step) / 2, vectors) > _FEW * n * (last - first):
-            _add(z, first, last, step, d, direct, transposed, room, vectors, log_joint)
+            _add(z, first, last, step, d, direct, room, vectors, log_joint)
         else:
             for others in (False, True):
                 for c in range(first, last):
@@ -58,14 +58,13 @@ def _add(
     start: int,
     stop: int,
     direct: tuple[Any, ...],
-    transposed: Any,  # once more, as Numba asks for the number of dimensions of arguments only
     room: Any,
     vectors: Any,
     log_joint: Any,
 ) -> None:
     """What rows start to stop of Fᵀ(z − mean) add, of some of the direct components; first of all, their constants."""
     d, n = z.shape
-    columns, means, _, constants, step = direct
+    columns, means, transposed, constants, step = direct
     deviation, y = room[0, : d * n].reshape(d, n), room[1, : d * n].reshape(d, n)
     total = vectors[0, :n]
     half = z.dtype.type(0.5)
@@ -73,10 +72,10 @@ def _add(
         for i in range(stop):
             for r in range(n):
                 deviation[i, r] = z[i, r] - means[c, i]
-        if transposed.ndim == 2:
+        if transposed.shape[1] < d:
             for i in range(start, stop):
                 for r in range(n):
-                    y[i, r] = transposed[c, i] * deviation[i, r]
+                    y[i, r] = transposed[c, 0, i] * deviation[i, r]
         else:
             for i in range(start, stop, step):
                 end = min(i + step, d)
@@ -152,8 +151,7 @@ def _complete(
     for j in range(m):
         for i in range(d):
             deviation[j, i] = rows[places[j], i] - means[c, i]
-    if transposed.ndim == 3:  # else there was nothing left
-        np.dot(deviation, transposed[c, step:].T, y)
+    np.dot(deviation, transposed[c, step:].T, y)
     half = y.dtype.type(0.5)
     for j in range(m):
         total = y.dtype.type(0)

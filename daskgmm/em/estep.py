@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.em import kernel
-from daskgmm.em.prepared import DOUBLE, LARGEST_TILE, LEAST, Precision, Prepared, direct, prepare, tile_rows
+from daskgmm.em.prepared import DOUBLE, LARGEST_TILE, LEAST, SINGLE, Precision, Prepared, direct, prepare, tile_rows
 from daskgmm.em.softmax import normalize
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
@@ -47,8 +47,9 @@ def sums(pieces: Iterable[Rows], prepared: Sequence[Prepared]) -> tuple[Stats, .
     n = [0] * len(prepared)
     for x, weights in pieces:
         for x_strip, w_strip in strips(x, weights):
+            strip = x_strip.reshape(-1).view(np.uint8), x_strip.dtype == SINGLE, w_strip
             for i, each in enumerate(arguments):
-                n[i] += kernel.accumulate(x_strip, w_strip, *each)
+                n[i] += kernel.accumulate(*strip, *each)
     stats = {
         place: Stats(rows, float(log_likelihood), moments, scatter, float(log_certainty))
         for some, rows, (*logs, all_moments, scatter) in zip(prepared, n, found, strict=True)

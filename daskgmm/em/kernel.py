@@ -65,7 +65,8 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> Any:
 
 @compiled
 def accumulate(
-    x: Any,  # (n, d) float64 or float32
+    x: Any,  # (n · d,) float64 or float32, as bytes
+    single: bool,  # are they float32?
     weights: Any,  # (n,) float64, or empty: all 1
     shift: Any,  # of the frame, for several rows: (rows · d,)
     units: Any,  # 1 / scale of the frame, the same way
@@ -75,7 +76,7 @@ def accumulate(
     theta: Any,  # (p, g) of each group of components, one after another, p > d, in that precision
     groups: Any,  # where each group ends: some components of one model, which so gets the bits that it has alone
     ends: Any,  # (models,) where each model's components end
-    direct: tuple[Any, ...],  # columns (m,), means, transposed factors, constants, step
+    direct: tuple[Any, ...],  # columns (m,), means, Fᵀ or diagonals, constants, step: see `distances`
     own: Any,  # (k,) whose moments are always summed over their own rows: those of the direct components
     centres: Any,  # (k, d) that these are about
     tile: int,  # rows
@@ -90,7 +91,6 @@ def accumulate(
     scatter: Any,  # (pooled,)
 ) -> int:
     """Add the statistics of some rows to the sums; returns how many rows were finite and weighed something."""
-    d = x.shape[1]
     k, p = moments.shape
     columns, _, transposed, _, _ = direct
     (
@@ -107,13 +107,19 @@ def accumulate(
         many,
         places,
     ) = room
-    loose, diagonal = len(columns) < k, transposed.ndim == 2
+    d = row_buffer.shape[1]
+    loose, diagonal = len(columns) < k, transposed.shape[1] < d
     # Where φ is 1 and the rows themselves, it need not be laid out features first.
     flat = len(products[0]) == 0 and len(columns) == 0 and len(turn) == 0
     used = 0
-    for start in range(0, len(x), tile):
+    row = d * (4 if single else 8)  # bytes
+    for start in range(0, len(x) // row, tile):
         stop = start + tile
-        rows, w = _deviations(x[start:stop], weights[start:stop], shift, units, row_buffer, weight_buffer)
+        some, w = x[start * row : stop * row], weights[start:stop]
+        if single:
+            rows, w = _deviations(some.view(np.float32), w, shift, units, row_buffer, weight_buffer)
+        else:
+            rows, w = _deviations(some.view(np.float64), w, shift, units, row_buffer, weight_buffer)
         n = len(rows)
         if n == 0:
             continue
@@ -157,8 +163,7 @@ def accumulate(
             if few:
                 hold(rows, log_joint, first, last, vectors, centres, held, roots, many, diagonal, product, moments)
             else:
-                some = groups[(groups > first) & (groups <= last)]
-                multiply(phi, log_joint, first, some, wide, side, product, own, moments)
+                multiply(phi, log_joint, first, last, groups, wide, side, product, own, moments)
                 for c in range(first, last):
                     if own[c]:
                         holders(log_joint, c, c + 1, least, w, vectors)
@@ -171,7 +176,6 @@ def accumulate(
     return used
 
 
-@compiled
 def log_joint(x: Any, direct: tuple[Any, ...], cut: float) -> Any:
     """log weight + log p(x | k) of some rows (n, d), from their distances to the means: (k, n)."""
     columns = direct[0]
@@ -189,10 +193,10 @@ def _deviations(x: Any, weights: Any, shift: Any, units: Any, rows: Any, kept: A
     The difference is taken in double precision, as rows may lie far from the origin. A loop over several rows at a
     time is long enough for vectors.
     """
-    values, out, zero = x.reshape(x.size), rows.reshape(rows.size), x.dtype.type(0)
+    d, out, zero = rows.shape[1], rows.reshape(rows.size), x.dtype.type(0)
     check = zero
-    for start in range(0, len(values), len(shift)):
-        some = values[start : start + len(shift)]
+    for start in range(0, len(x), len(shift)):
+        some = x[start : start + len(shift)]
         deviation = out[start : start + len(shift)]
         for i in range(len(some)):
             deviation[i] = (some[i] - shift[i]) * units[i]
@@ -201,13 +205,13 @@ def _deviations(x: Any, weights: Any, shift: Any, units: Any, rows: Any, kept: A
     for r in range(len(weights)):
         positive += weights[r] > 0
     if check == 0 and positive == len(weights):
-        return rows[: len(x)], weights
+        return rows[: len(x) // d], weights
     n = 0
-    for r in range(len(x)):
+    for r in range(len(x) // d):
         check = zero
-        for i in range(x.shape[1]):
+        for i in range(d):
             rows[n, i] = rows[r, i]
-            check += x[r, i] * zero
+            check += x[r * d + i] * zero
         if check == 0 and (len(weights) == 0 or weights[r] > 0):
             if len(weights):
                 kept[n] = weights[r]

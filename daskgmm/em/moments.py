@@ -29,24 +29,26 @@ def transpose(values: Any, out: Any) -> None:
 
 @compiled
 def multiply(
-    phi: Any, resp: Any, first: int, groups: Any, wide: bool, side: Any, room: Any, own: Any, moments: Any
+    phi: Any, resp: Any, first: int, last: int, groups: Any, wide: bool, side: Any, room: Any, own: Any, moments: Any
 ) -> None:
-    """Add γ φᵀ (k, p) to moments of components from the first on, but of those that have their own sums."""
+    """Add γ φᵀ (k, p) to moments of components from the first to the last, but of those that have their own sums."""
     p, n = phi.shape
-    for last in groups:
-        g = last - first
+    for end in groups:
+        if end <= first or end > last:
+            continue
+        g = end - first
         product = room[: p * g].reshape(p, g)
         if wide:
             rows = side[: n * g].reshape(n, g)
-            transpose(resp[first:last], rows)
+            transpose(resp[first:end], rows)
             np.dot(phi, rows, product)
         else:
-            np.dot(phi, resp[first:last].T, product)
-        for c in range(first, last):
+            np.dot(phi, resp[first:end].T, product)
+        for c in range(first, end):
             if not own[c]:
                 for q in range(p):
                     moments[c, q] += product[q, c - first]
-        first = last
+        first = end
 
 
 @compiled
@@ -135,7 +137,9 @@ def release(held: Any, roots: Any, many: Any, diagonal: bool, room: Any, found: 
     held, roots = held[:m], roots[:m]
     many[0] = 0
     found[0] += np.dot(roots, roots)
-    found[1 : 1 + d] += np.dot(roots, held)
+    weighted = np.dot(roots, held)
+    for i in range(d):  # to add arrays takes a second longer to compile
+        found[1 + i] += weighted[i]
     if diagonal:
         for t in range(m):
             for i in range(d):

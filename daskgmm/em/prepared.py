@@ -112,14 +112,15 @@ def kind(model: Components) -> tuple[int, bool]:
 def direct(
     models: Sequence[Components], columns: npt.NDArray[np.intp], dtype: np.dtype[np.floating]
 ) -> tuple[npt.NDArray[np.intp], Array, Array, Array, int]:
-    """Some components, their means, Fᵀ and constants, and the step in which Fᵀ is multiplied."""
+    """Some components, their means, Fᵀ or diagonals and constants, and the step in which Fᵀ is multiplied."""
     factors = np.concatenate([model.factors for model in models])[columns]
     triangular = factors.ndim == 3 and not np.tril(factors, -1).any()
     means, constants = (
         np.concatenate([getattr(model, name) for model in models])[columns].astype(dtype)
         for name in ("means", "constants")
     )
-    transposed = np.ascontiguousarray(np.swapaxes(factors, 1, -1), dtype=dtype)
+    rows = np.swapaxes(factors, 1, 2) if factors.ndim == 3 else factors[:, None]
+    transposed = np.ascontiguousarray(rows, dtype=dtype)
     return columns, means, transposed, constants, _STEP if triangular else means.shape[1]
 
 

@@ -130,8 +130,8 @@ def _exponentials(log_joint: Any, first: int, last: int, start: int, floor: Any,
     Of log_joint (k, n), the rows first to last, and as many columns from start on as there are ``tops``.
     """
     stop = start + len(tops)
-    tops[:] = log_joint[first, start:stop]  # rows one by one: Numba then knows that they are contiguous
-    for j in range(first + 1, last):
+    tops[:] = -np.inf
+    for j in range(first, last):  # rows one by one: Numba then knows that they are contiguous
         _raise_to(tops, log_joint[j, start:stop])
     totals[:] = 0
     for j in range(first, last):
