@@ -95,7 +95,7 @@ class EMPass:
     def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
         kinds = [(*kind(model), dtype) for model, dtype in zip(models, dtypes, strict=True)]
         if not self._compiled.issuperset(kinds):
-            compile_statistics(models, dtypes, self._samples.coded_dtype)
+            compile_statistics(models, dtypes)
             self._compiled.update(kinds)
         self.n += 1
         lean = {kind for kind, model in zip(kinds, models, strict=True) if model.lean}

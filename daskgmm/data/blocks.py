@@ -117,11 +117,6 @@ class Samples:
     def n(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def coded_dtype(self) -> np.dtype[Any]:
-        """Of the rows as the family sees them."""
-        return self.coding.encoded(np.zeros((1, self.n_features), self.dtype)).dtype
-
     def locate(self, position: int, feature: int | None = None) -> str:
         """Where the row at a position in the order of the blocks stands, in words."""
         block = max((b for b in self.blocks if b.start <= position), key=lambda b: b.index)

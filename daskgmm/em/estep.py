@@ -132,14 +132,9 @@ def log_joint_of(
             yield at, kernel.log_joint(rows, components, cut)
 
 
-def compile_statistics(
-    models: Sequence[Components], dtypes: Sequence[Precision], stored: np.dtype[Any] = DOUBLE
-) -> None:
-    """Have the kernel compiled and cached in this process, for workers to load: to compile took one over 365 MiB.
-
-    For rows ``stored`` in some precision.
-    """
-    statistics([(np.zeros((1, len(models[0].frame.shift)), stored), None)], models, dtypes)
+def compile_statistics(models: Sequence[Components], dtypes: Sequence[Precision]) -> None:
+    """Have the kernel compiled and cached in this process, for workers to load: to compile took one over 365 MiB."""
+    statistics([(np.zeros((1, len(models[0].frame.shift))), None)], models, dtypes)
 
 
 def compile_prediction(model: Components) -> None:
