@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Source
 
 
@@ -18,6 +20,13 @@ def blobs() -> npt.NDArray[np.float64]:
     centres = np.array([[0.0, 0.0, 0.0], [9.0, 1.0, -5.0], [-4.0, 8.0, 3.0]])
     rows: npt.NDArray[np.float64] = np.repeat(centres, 200, axis=0) + rng.standard_normal((600, 3))
     return rows
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """BLAS on one thread, for references on few rows: its threads wait for each other on a busy machine."""
+    with single_blas():
+        yield
 
 
 class Reads:

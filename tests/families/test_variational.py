@@ -23,6 +23,7 @@ from daskgmm.families.variational import NormalWishart, VariationalGaussian, Var
 Array = npt.NDArray[np.float64]
 
 NAMES = ["full", "tied", "diag", "spherical"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 every_model = pytest.mark.parametrize("name", [*NAMES, "EII", "EEI"])
 every_process = pytest.mark.parametrize("process", [True, False], ids=["process", "distribution"])
 THEIR_TYPE = {True: "dirichlet_process", False: "dirichlet_distribution"}
