@@ -247,8 +247,8 @@ def test_one_hot_responsibilities_give_each_class_its_own_means(case: Case, gaps
 
 @every_family
 def test_samples_recover_the_parameters(case: Case) -> None:
-    """A million rows: each mean within four standard errors, by the information that rows hold of all parameters."""
-    x, y = case.draw(1_000_000)
+    """Of 250,000 rows: each mean within four standard errors, by the information that rows hold of all parameters."""
+    x, y = case.draw(250_000)
     options = {"init_params": "random_from_data", "n_init": 10, "random_state": 0}
     model = case.mixture(3, tol=1e-9, max_iter=1000, **options).fit(x)
     order = np.argsort(model.weights_)
