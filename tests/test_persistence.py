@@ -52,8 +52,10 @@ def files(path: Path) -> dict[str, bytes]:
 # The model
 
 
-@pytest.mark.parametrize("where", ["path", "Path", "file URL", "memory URL"])
-@pytest.mark.parametrize("covariance_type", SHAPES)
+@pytest.mark.parametrize(
+    ("covariance_type", "where"),
+    [*((name, "path") for name in SHAPES), *(("full", form) for form in ("Path", "file URL", "memory URL"))],
+)
 def test_a_loaded_model_is_the_saved_one(covariance_type: str, where: str, blobs: Array, tmp_path: Path) -> None:
     path = {
         "path": str(tmp_path / "m.zarr"),
