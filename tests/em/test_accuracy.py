@@ -187,7 +187,7 @@ def _textbook(model: CovarianceModel, x: Any, arguments: dict[str, Any]) -> tupl
     "model", [m for m in CODED.values() if m.diagonal or m.code in ("EEE", "VVV")], ids=lambda m: m.code
 )
 @pytest.mark.parametrize("far", [[0, 1e10], [-1e10, 1e10], [1e10, 0, 0, 5], [1e10, -3e9, 1e10, 1e5]], ids=str)
-@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+@pytest.mark.parametrize("steps", [1, 2, 8])
 def test_one_far_row(model: CovarianceModel, far: list[float], steps: int) -> None:
     """One row at 1e10 among ordinary ones costs no digits that textbook EM in extended precision has."""
     d = len(far)

@@ -49,7 +49,7 @@ def _groups(n: int, seed: int) -> tuple[Array, Array, npt.NDArray[np.intp]]:
 
 
 @every_model
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(k=st.integers(1, 5), seed=st.integers(0, 100))
 def test_the_bound_is_below_the_likelihood_and_meets_it_where_em_ends(
     model: CovarianceModel, k: int, seed: int
