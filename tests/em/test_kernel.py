@@ -25,6 +25,7 @@ from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.passes import EMPass
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as passes call it
 Array = npt.NDArray[np.float64]
 DOUBLE, SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 
