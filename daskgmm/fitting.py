@@ -192,6 +192,11 @@ def _start(
             "lower n_components"
             + (" (rows with missing values or a weight of zero do not count)" if survey.n < samples.n else "")
         )
+    if len(survey.sample) < k:
+        raise ValueError(
+            f"only {len(survey.sample)} of the sampled rows can be used, fewer than n_components={k}: raise subsample, "
+            "or leave out rows with missing values before"
+        )
     family = candidate.family.informed(survey.sample, survey.sample_weight, survey.low, survey.high, k)
     names = [repr(name) for name in samples.names] if samples.names else [str(i) for i in range(samples.n_features)]
     family.check(survey.sample, survey.low, survey.high, k, names)

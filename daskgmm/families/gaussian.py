@@ -171,7 +171,7 @@ class Gaussian:
                 self.algebra.factorize(covariances[k : k + 1])
             except np.linalg.LinAlgError:
                 break
-        also = ", set prior='default'" if self.prior is None else ""
+        also = ", set prior='default'" if self.prior is None else ", give the prior a larger covariance"
         raise CollapsedComponentError(
             f"component {k} collapsed ({counts[k]:.1f} samples, {covariances.shape[-1]} features): "
             f"raise reg_covar{also} or lower n_components"
