@@ -122,7 +122,11 @@ def _proportional_matrices(counts: Array, scatter: Array) -> Array:
 
     def volumes(shape: Array) -> Array:
         scale, correlations = _correlations(shape)
-        return np.einsum("kij,ij->k", scatter / np.outer(scale, scale), np.linalg.inv(correlations)) / len(shape)
+        try:
+            inverse = np.linalg.inv(correlations)
+        except np.linalg.LinAlgError:  # all have collapsed
+            return np.full(len(scatter), np.nan)
+        return np.einsum("kij,ij->k", scatter / np.outer(scale, scale), inverse) / len(shape)
 
     return _proportional(counts, scatter, unit, volumes)
 

@@ -18,6 +18,8 @@ from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
 from daskgmm.families.prior import Conjugate, Prior
 
+# The frame tells what is left of a feature, given the others, from nothing: but not where it is a thousand roundings.
+_SINGULAR = (1e3 * float(np.finfo(np.float64).eps)) ** -2  # variance inflation factor
 _ROUNDED = 1e-6  # relative, of a model that was written and read: what may be lost by rounding
 _ROUNDING = 100 * float(np.finfo(np.float64).eps)  # of a covariance, in an M-step
 
@@ -131,6 +133,9 @@ class Gaussian:
             there = self.model.estimate(counts, observed)
             factors = self.algebra.triangular(frame.matrix.T @ self.factorize(there, held))
             covariances = self.algebra.mapped_out(there, frame)
+            inflation = (self.algebra.variances(covariances) * np.square(factors).sum(axis=2)).max(axis=1)
+            if (inflation > _SINGULAR).any():
+                raise self._collapsed(int(inflation.argmax()), held, len(frame.scale))
         else:
             observed = self.algebra.regularize(self.algebra.mapped_out(observed, frame), self.reg_covar)
             before = (self.precisions(frame.matrix.T @ components.factors),) if self.model.climbs else ()
@@ -171,9 +176,12 @@ class Gaussian:
                 self.algebra.factorize(covariances[k : k + 1])
             except np.linalg.LinAlgError:
                 break
+        raise self._collapsed(k, counts, covariances.shape[-1])
+
+    def _collapsed(self, k: int, counts: Array, d: int) -> CollapsedComponentError:
         also = ", set prior='default'" if self.prior is None else ", give the prior a larger covariance"
-        raise CollapsedComponentError(
-            f"component {k} collapsed ({counts[k]:.1f} samples, {covariances.shape[-1]} features): "
+        return CollapsedComponentError(
+            f"component {k} collapsed ({counts[k]:.1f} samples, {d} features): "
             f"raise reg_covar{also} or lower n_components"
         )
 

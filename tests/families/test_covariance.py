@@ -201,3 +201,11 @@ def test_a_warm_start_needs_covariances_that_the_model_can_have(blobs: Array) ->
 
 def test_the_command_line_offers_every_model() -> None:
     assert list(MODELS) == COVARIANCES
+
+
+def test_proportional_matrices_of_too_few_rows_have_collapsed() -> None:
+    """Of five rows with four features in four components, what all have in common is singular."""
+    x = np.random.default_rng(0).standard_normal(20).reshape(5, 4)
+    for covariance_type in ("VEE", "EVV", "VVV", "EEE"):
+        with pytest.raises(CollapsedComponentError, match="component 0 collapsed"):
+            GaussianMixture(4, covariance_type=covariance_type, reg_covar=0, random_state=0, subsample=None).fit(x)

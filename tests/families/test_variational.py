@@ -336,7 +336,9 @@ def test_an_improper_prior_has_a_finite_bound() -> None:
 
 def test_a_collapse_says_what_to_do() -> None:
     x = np.column_stack([_rows(40, 2), np.ones(40)])
-    with pytest.raises(CollapsedComponentError, match="raise reg_covar or lower n_components"):
+    with pytest.raises(
+        CollapsedComponentError, match="raise reg_covar, give the prior a larger covariance or lower n_components"
+    ):
         _Fit.of("diag", x, 2, VariationalPrior()).steps(1, x, _partition(x, 2))
 
 

@@ -125,6 +125,17 @@ def test_a_singular_covariance_is_refused_with_its_component(
         assert np.isfinite(model.covariances_).all()
 
 
+@pytest.mark.parametrize("name", [name for name in CODES if not MODELS[name].diagonal])
+@pytest.mark.parametrize("offset", [0.0, 0.1, 1e3])
+def test_a_feature_that_is_another_is_a_singular_covariance(name: str, offset: float) -> None:
+    """And not one whose inverse is made of rounding."""
+    x = np.repeat(np.random.default_rng(0).standard_normal((50, 1)) + offset, 2, axis=1)
+    with pytest.raises(CollapsedComponentError, match="component 0 collapsed"):
+        daskgmm.GaussianMixture(1, covariance_type=name, reg_covar=0).fit(x)
+    with pytest.raises(CollapsedComponentError, match="component 0 collapsed"):
+        daskgmm.GaussianMixture(1, covariance_type=name, reg_covar=0).fit(np.round(x - offset) > 0)
+
+
 @places
 def test_a_singular_start_is_refused(place: str, request: pytest.FixtureRequest) -> None:
     """One that is given, and one that the rows give: a row for each component."""
