@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 _CLIP = 8.0  # robust deviations; one far row of the sample must not decide the directions
 _RIDGE = 1e-6  # relative; bounds the frame's own condition number, whitening need not be exact
-_UPRIGHT = 1e-2  # of the tolerance: components are narrower than the sample
+_NARROWER = 1e-2  # of the tolerance: components are narrower than the sample
 TOLERANCE = 1e-6  # the share of a variance that may be lost to rounding
 
 
@@ -75,7 +75,7 @@ class Frame:
         if self.directions is None:  # no matrix: there may be very many features
             return replace(self, radius=float(np.linalg.norm(far)))
         radius = float(np.linalg.norm(np.abs(self.whitening) @ np.abs(far)))
-        if lost(radius) <= TOLERANCE:
+        if lost(radius) <= _NARROWER * TOLERANCE:
             return replace(self, radius=radius)
         return replace(self, directions=_reflection(far), radius=float(np.linalg.norm(far)))
 
@@ -86,7 +86,7 @@ class Frame:
         narrowest = float(np.linalg.norm(self.whitening, 2))  # 1 / the least deviation of the scaled sample
         radius = self.radius * float(np.linalg.norm(self.directions, 2))
         upright = replace(self, directions=None, radius=radius)
-        return upright if lost(radius * narrowest) <= _UPRIGHT * TOLERANCE else self
+        return upright if lost(radius * narrowest) <= _NARROWER * TOLERANCE else self
 
     def apply(self, x: npt.NDArray[np.generic]) -> Array:
         """``z``, features first: (n, d) -> (d, n)."""

@@ -18,10 +18,12 @@ from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
 from daskgmm.families.prior import Conjugate, Prior
 
-# The frame tells what is left of a feature, given the others, from nothing: but not where it is a thousand roundings.
-_SINGULAR = (1e3 * float(np.finfo(np.float64).eps)) ** -2  # variance inflation factor
+# Above such a variance inflation factor a covariance is rounding. The frame tells what is left of rows, given other
+# features, from nothing, where it is more than a thousand roundings; of a prior's scatter only where its square is.
+_EPS = float(np.finfo(np.float64).eps)
+_SINGULAR, _SINGULAR_PRIOR = (1e3 * _EPS) ** -2, 1 / _EPS
 _ROUNDED = 1e-6  # relative, of a model that was written and read: what may be lost by rounding
-_ROUNDING = 100 * float(np.finfo(np.float64).eps)  # of a covariance, in an M-step
+_ROUNDING = 100 * _EPS  # of a covariance, in an M-step
 
 
 class CollapsedComponentError(ValueError):
@@ -133,8 +135,8 @@ class Gaussian:
             there = self.model.estimate(counts, observed)
             factors = self.algebra.triangular(frame.matrix.T @ self.factorize(there, held))
             covariances = self.algebra.mapped_out(there, frame)
-            inflation = (self.algebra.variances(covariances) * np.square(factors).sum(axis=2)).max(axis=1)
-            if (inflation > _SINGULAR).any():
+            inflation = _inflation(covariances, factors)
+            if (inflation > (_SINGULAR if self.prior is None else _SINGULAR_PRIOR)).any():
                 raise self._collapsed(int(inflation.argmax()), held, len(frame.scale))
         else:
             observed = self.algebra.regularize(self.algebra.mapped_out(observed, frame), self.reg_covar)
@@ -201,8 +203,8 @@ class Gaussian:
             scale = deviations[:, :, None] * deviations[:, None, :]
             symmetric = np.abs(covariances - covariances.transpose(0, 2, 1)) <= _ROUNDED * scale
             # More where one is all but singular: by its variance inflation, through a frame whose condition may be 1e6.
-            inflation = (deviations * np.linalg.norm(factors, axis=2)).max(axis=1)[:, None, None]
-            rounded = _ROUNDED + 1e6 * np.finfo(np.float64).eps * (sizes + inflation)
+            inflation = np.sqrt(_inflation(covariances, factors))[:, None, None]
+            rounded = _ROUNDED + 1e6 * _EPS * (sizes + inflation)
             near = np.isfinite(sizes) & (np.abs(products - np.eye(factors.shape[-1])) <= rounded)
         triangular = (np.triu(factors) == factors).all() and (np.einsum("kii->ki", factors) > 0).all()
         return bool(triangular and symmetric.all() and near.all())
@@ -281,6 +283,11 @@ class Gaussian:
             for k, (mean, count) in enumerate(zip(parameters.means, counts, strict=True))
         ]
         return np.concatenate(rows), np.repeat(np.arange(len(counts)), counts)
+
+
+def _inflation(covariances: Array, factors: Array) -> Array:
+    """The largest variance inflation factor, Σ_jj Λ_jj, of each component: (k,)."""
+    return np.asarray((np.einsum("kii->ki", covariances) * np.square(factors).sum(axis=2)).max(axis=1))
 
 
 def _times(factors: Array, values: Array) -> Array:

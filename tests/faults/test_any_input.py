@@ -361,7 +361,7 @@ def _check_counts(case: Counted) -> None:
         if failure is not None:
             assert _is_ours(failure), repr(failure)
             return
-        failure = _failure(partial(model.predict, data))
+        failure = _failure(lambda: np.asarray(model.predict(data)))
         if failure is not None:  # of a level that only rows have that were left out
             assert name == "Categorical"
             assert _is_ours(failure), repr(failure)
@@ -477,6 +477,7 @@ def _check_commands(case: Case, path: Path) -> None:
     _check_ended(_run("predict", model, store, "--output", labels, *both), Path(labels))
     score = _run("score", model, store, "--json", *both)
     _check_ended(score, None)
+    assert score.exit_code == 0, score.stderr
     assert math.isfinite(json.loads(score.stdout.splitlines()[-1])["score"])
 
 

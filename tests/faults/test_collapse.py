@@ -134,6 +134,24 @@ def test_a_feature_that_is_another_is_a_singular_covariance(name: str, offset: f
         daskgmm.GaussianMixture(1, covariance_type=name, reg_covar=0).fit(x)
     with pytest.raises(CollapsedComponentError, match="component 0 collapsed"):
         daskgmm.GaussianMixture(1, covariance_type=name, reg_covar=0).fit(np.round(x - offset) > 0)
+    if len(set(name)) == 1 or name in ("VEE", "EVV"):
+        with pytest.raises(CollapsedComponentError, match="component 0 collapsed"):  # as the rows give the prior
+            daskgmm.GaussianMixture(1, covariance_type=name, reg_covar=0, prior="default").fit(x)
+
+
+@pytest.mark.parametrize("name", ["EEE", "VEE", "EVV", "VVV"])
+@pytest.mark.parametrize("noise", [1e-6, 1e-9, 1e-11])
+def test_a_feature_that_is_all_but_another_is_fitted_and_saved(name: str, noise: float, tmp_path: Any) -> None:
+    """As far as rows tell it from the other."""
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.standard_normal((500, 1)), 2, axis=1)
+    x[:, 1] += noise * rng.standard_normal(500)
+    model = daskgmm.GaussianMixture(1, covariance_type=name, reg_covar=0).fit(x)
+    difference = np.longdouble(1) * x[:, 1] - x[:, 0]
+    expected = -np.log(2 * np.pi * x[:, 0].std() * (difference - difference.mean()).std()) - 1
+    assert model.score(x) == pytest.approx(float(expected), rel=1e-3)
+    model.save(tmp_path / "model.zarr")
+    assert daskgmm.load(tmp_path / "model.zarr").score(x) == pytest.approx(model.score(x), rel=1e-3)
 
 
 @places
