@@ -123,13 +123,14 @@ class Checkpoint(Journal):
     def __init__(
         self, path: str | os.PathLike[str], identity: Mapping[str, Any], samples: Samples, rng: np.random.RandomState
     ) -> None:
-        self._path, self._target, self._owner = os.fspath(path), Target.at(os.fspath(path)), uuid.uuid4().hex
+        self._target, self._owner = Target.at(os.fspath(path)), uuid.uuid4().hex
+        self._called = f"the checkpoint {self._target.shown!r}"
         self._last = -np.inf
         keys = self._target.listing()
         whole = [_PARTIAL.sub("", key) for key in keys]
         if foreign := [key for key in whole if key != _OWNER and not _ENTRY.fullmatch(key)]:
             fact = f"holds {foreign[0]!r}, which is not of a checkpoint" if foreign[0] else "is a file"
-            raise ValueError(f"the checkpoint {self._path!r} {fact}: give another path")
+            raise ValueError(f"{self._called} {fact}: give another path")
         text = json.dumps({**identity, **_described(samples)}, default=_plain)
         fit = _Fit(SCHEMA, version("daskgmm"), text, samples.source.stamp(), _state(rng))
         found = None
@@ -177,17 +178,17 @@ class Checkpoint(Journal):
     def _check(self, found: _Fit | None, fit: _Fit) -> None:
         """Refuse to go on from another fit, and say what differs."""
         if found is None:
-            raise ValueError(f"the checkpoint {self._path!r} is damaged where it says what is fitted: remove it")
+            raise ValueError(f"{self._called} is damaged where it says what is fitted: remove it")
         if found.schema != SCHEMA:
             raise ValueError(
-                f"the checkpoint {self._path!r} is of daskgmm {found.version}, from which {fit.version} cannot go on: "
+                f"{self._called} is of daskgmm {found.version}, from which {fit.version} cannot go on: "
                 "use that version, or remove it to start again"
             )
         before, now = json.loads(found.identity), json.loads(fit.identity)
         for name in now:
             if before.get(name) != now[name]:
                 raise ValueError(
-                    f"the checkpoint {self._path!r} is of another fit, with {name} {before.get(name)!r} and not "
+                    f"{self._called} is of another fit, with {name} {before.get(name)!r} and not "
                     f"{now[name]!r}: give another path, or fit what was begun"
                 )
 
@@ -211,7 +212,7 @@ class Checkpoint(Journal):
                 return unpack(data, _KINDS)
             except ValueError as error:
                 warnings.warn(
-                    f"{key!r} in the checkpoint {self._path!r} is damaged ({error}): what is older is used",
+                    f"{key!r} in {self._called} is damaged ({error}): what is older is used",
                     stacklevel=2,
                 )
         return None
@@ -223,9 +224,7 @@ class Checkpoint(Journal):
             owner = ""
         if owner != self._owner:
             fact = "is now another fit's" if owner else "was removed"
-            raise RuntimeError(
-                f"the checkpoint {self._path!r} {fact}, so this fit ends: run one at a time, or give each its own path"
-            )
+            raise RuntimeError(f"{self._called} {fact}, so this fit ends: run one at a time, or give each its own path")
         data = pack(entry)
         self._target.write(_named(name, data), data)
 

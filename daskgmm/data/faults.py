@@ -60,6 +60,13 @@ def what_is_wrong(error: BaseException) -> str:
     return f"{kind} ({reason(error)})"
 
 
+def unread(what: str, error: BaseException) -> OSError:
+    """The error that a store does not give something, after all tries."""
+    return OSError(
+        f"cannot read {what} ({reason(error)}): see to the store and the permissions, and run the same again"
+    )
+
+
 def unwritten(what: str, error: BaseException) -> OSError:
     """The error that something cannot be written."""
     return OSError(

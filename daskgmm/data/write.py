@@ -22,7 +22,7 @@ import xarray as xr
 from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import MemoryStore
 
-from daskgmm.data.faults import cause, retried, settle, unwritten
+from daskgmm.data.faults import cause, retried, settle, unread, unwritten
 from daskgmm.urls import presentable
 
 _MANIFEST = "daskgmm.json"
@@ -45,15 +45,38 @@ class Target:
         return Target(fs, root.rstrip("/"), presentable(path))
 
     def listing(self) -> dict[str, int]:
-        """What is there, and its size. A link has a slash at its end, as nothing has that daskgmm writes."""
-        self.fs.invalidate_cache()
-        if not self.fs.exists(self.root):
-            return {}
-        found = sorted(self.fs.find(self.root, detail=True).items())
+        """What is there, and its size. A link has a slash at its end, as nothing has that daskgmm writes.
+
+        Raises
+        ------
+        OSError
+        """
+        try:
+            found = sorted(retried(self._find).items())
+        except Exception as error:
+            raise unread(repr(self.shown), error) from cause(error)
         return {name[len(self.root) + 1 :] + "/" * bool(of.get("islink")): of["size"] or 0 for name, of in found}
 
+    def _find(self) -> dict[str, Any]:
+        self.fs.invalidate_cache()
+        found: dict[str, Any] = self.fs.find(self.root, detail=True) if self.fs.exists(self.root) else {}
+        return found
+
     def read(self, key: str) -> bytes:
-        data: bytes = retried(lambda: self.fs.cat_file(f"{self.root}/{key}"), final=(FileNotFoundError,))
+        """What is kept under a key.
+
+        Raises
+        ------
+        FileNotFoundError
+            Nothing is; without its name, which may hold what is not for all eyes.
+        OSError
+        """
+        try:
+            data: bytes = retried(lambda: self.fs.cat_file(f"{self.root}/{key}"), final=(FileNotFoundError,))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no {key!r} in {self.shown!r}") from None
+        except Exception as error:
+            raise unread(f"{key!r} of {self.shown!r}", error) from cause(error)
         return data
 
     def write(self, key: str, data: bytes) -> None:

@@ -7,13 +7,14 @@ import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.utils import Tags
+from sklearn.utils import Tags, estimator_html_repr
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from daskgmm import persistence, prediction
@@ -26,6 +27,7 @@ from daskgmm.em.info import Info
 from daskgmm.families.base import Components
 from daskgmm.families.coding import Coding
 from daskgmm.progress import ProgressBar
+from daskgmm.urls import presentable
 
 _NOT_DECISIVE = {  # parameters that say when a fit ends, who watches it and where it keeps what
     *("tol", "max_iter", "verbose", "verbose_interval", "callbacks", "persist", "checkpoint", "criterion"),
@@ -58,6 +60,21 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     @abstractmethod
     def _n_parameters(self) -> int:
         """Free parameters."""
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        """As scikit-learn's, but for what may be secret in the URL of a checkpoint."""
+        text: str = BaseEstimator.__repr__(self._presentable(), N_CHAR_MAX)
+        return text
+
+    def _html_repr(self) -> str:
+        text: str = estimator_html_repr(self._presentable())
+        return text
+
+    def _presentable(self) -> Self:
+        shown = copy(self)
+        if isinstance(self.checkpoint, str):
+            shown.checkpoint = presentable(self.checkpoint)
+        return shown
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Estimate the parameters by EM. A fit that fails leaves the estimator as it was.

@@ -20,6 +20,7 @@ from zarr.storage import LocalStore, WrapperStore
 
 import daskgmm.data.faults
 from daskgmm import GaussianMixture, load, open_samples, persistence
+from daskgmm.checkpointing import Checkpoint
 from daskgmm.cli import main
 from daskgmm.data.open import open_store
 from daskgmm.data.write import Target, write_group
@@ -412,6 +413,66 @@ def test_no_error_shows_a_secret(
     assert SECRET not in repr(open_samples(f"{URL}/x.zarr"))
     assert SECRET not in repr(Target.at(f"{URL}/x.zarr"))
     assert array.shape == blobs.shape
+
+
+def test_a_checkpoint_shows_no_secret(
+    blobs: Array, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its errors with their causes, nor its warnings, nor a mixture that has one."""
+    import traceback
+
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(f"no access to /user:{SECRET}@bucket")
+
+    def fit(path: str, n_components: int = 2) -> GaussianMixture:
+        return GaussianMixture(n_components, random_state=0, checkpoint=path).fit(blobs)
+
+    def without(name: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryFileSystem, name, refused)
+            fit(f"{URL}/kept")
+
+    def taken() -> None:
+        once = Checkpoint.once
+
+        def late(self: Checkpoint, *args: Any) -> Any:
+            MemoryFileSystem().pipe_file(f"/user:{SECRET}@bucket/taken/owner", b"another")
+            return once(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "once", late)
+            fit(f"{URL}/taken")
+
+    monkeypatch.setattr("daskgmm.data.faults.time.sleep", lambda _: None)
+    monkeypatch.setattr("daskgmm.checkpointing._INTERVAL", 0)
+    mixture = fit(f"{URL}/kept")
+    shown = [repr(mixture), mixture._repr_html_()]
+    assert "***@bucket/kept" in shown[0]
+    assert mixture.get_params()["checkpoint"] == f"{URL}/kept"
+    MemoryFileSystem().pipe_file(f"/user:{SECRET}@bucket/foreign/x", b"")
+    zarr.create_group(f"{URL}/group.zarr")
+    for action in (
+        lambda: fit(f"{URL}/kept", 3),
+        lambda: fit(f"{URL}/foreign"),
+        lambda: fit(f"{URL}/group.zarr"),
+        lambda: without("find"),
+        lambda: without("exists"),
+        lambda: without("cat_file"),
+        taken,
+        lambda: without("pipe_file"),
+    ):
+        with pytest.raises((ValueError, OSError, RuntimeError), match=r"\*\*\*@bucket") as caught:
+            action()
+        shown += traceback.format_exception(caught.value)
+    newest = max(key for key in MemoryFileSystem.store if "/kept/em-" in key)
+    MemoryFileSystem().pipe_file(newest, b"torn")
+    with pytest.warns(UserWarning, match="is damaged") as warned:
+        fit(f"{URL}/kept")
+    shown += [str(warning.message) for warning in warned]
+    assert not [text for text in shown if SECRET in text]
+    assert SECRET not in caplog.text
 
 
 def test_neither_the_command_line_nor_the_log_of_a_worker_shows_a_secret(
