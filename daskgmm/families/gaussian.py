@@ -18,10 +18,11 @@ from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
 from daskgmm.families.prior import Conjugate, Prior
 
-# Above such a variance inflation factor a covariance is rounding. The frame tells what is left of rows, given other
-# features, from nothing, where it is more than a thousand roundings; of a prior's scatter only where its square is.
+# Above this variance inflation factor a covariance is rounding. The frame tells what is left of rows, given other
+# features, from nothing where it is more than a thousand roundings.
 _EPS = float(np.finfo(np.float64).eps)
-_SINGULAR, _SINGULAR_PRIOR = (1e3 * _EPS) ** -2, 1 / _EPS
+_SINGULAR = (1e3 * _EPS) ** -2
+_UNCERTAIN = 1e-2  # the share of a variance that the rounding of a prior's covariance may come to
 _ROUNDED = 1e-6  # relative, of a model that was written and read: what may be lost by rounding
 _ROUNDING = 100 * _EPS  # of a covariance, in an M-step
 
@@ -133,11 +134,14 @@ class Gaussian:
         if self.model.linear:  # the M-step is the same in the frame, where rounding does less harm
             observed = observed + self.reg_covar * frame.matrix @ frame.matrix.T
             there = self.model.estimate(counts, observed)
-            factors = self.algebra.triangular(frame.matrix.T @ self.factorize(there, held))
+            inner = self.factorize(there, held)
+            factors = self.algebra.triangular(frame.matrix.T @ inner)
             covariances = self.algebra.mapped_out(there, frame)
-            inflation = _inflation(covariances, factors)
-            if (inflation > (_SINGULAR if self.prior is None else _SINGULAR_PRIOR)).any():
-                raise self._collapsed(int(inflation.argmax()), held, len(frame.scale))
+            rounding = _inflation(covariances, factors) / _SINGULAR
+            if isinstance(self.prior, Conjugate):
+                rounding = np.maximum(rounding, self.prior.rounding(frame, inner, counts) / _UNCERTAIN)
+            if (rounding > 1).any():
+                raise self._collapsed(int(rounding.argmax()), held, len(frame.scale))
         else:
             observed = self.algebra.regularize(self.algebra.mapped_out(observed, frame), self.reg_covar)
             before = (self.precisions(frame.matrix.T @ components.factors),) if self.model.climbs else ()

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.families.covariance import CovarianceModel
-from daskgmm.families.frame import Array
+from daskgmm.families.frame import Array, Frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +107,12 @@ class Conjugate:
     def squares(self, k: int) -> Array:
         """The sum of squares of one of k components: (d, d) or (d,)."""
         return self.scatter / k if self.pooled else self.scatter
+
+    def rounding(self, frame: Frame, factors: Array, counts: Array) -> Array:
+        """The share of a variance along F (k, d, d), both in the frame, that rounding of the sum may come to: (k,)."""
+        w, inverse = np.abs(frame.matrix), np.abs(factors)
+        given = w @ np.abs(self.squares(len(counts))) @ w.T
+        return np.asarray(np.finfo(np.float64).eps * (inverse * (given @ inverse)).sum(axis=1).max(axis=1) / counts)
 
 
 def _rows(dof: float, d: int) -> dict[str, tuple[float, float]]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -39,10 +39,12 @@ def until(condition: Callable[[], Any], seconds: float = 60, step: float = 0.02)
 class Cluster:
     """A scheduler, and workers without nannies; as a context, all of them end with it."""
 
-    def __init__(self, folder: Path, **faults: Any) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None, **faults: Any) -> None:
         self._file = folder / f"scheduler-{id(self)}.json"
         self._faults = {f"FAULTY_{name.upper()}": str(value) for name, value in faults.items()}
+        self._environment = {**ENVIRONMENT, **(environment or {}), **self._faults}
         self.workers: list[Process] = []
+        self._names: dict[Process, str] = {}
         self.scheduler = self._start("scheduler", "--scheduler-file", str(self._file), "--port", "0")
         until(self._file.exists)
         self.address: str = until(self._address)
@@ -59,9 +61,16 @@ class Cluster:
         preload = ("--preload", str(HERE / "faulty.py")) if self._faults else ()
         common = ("--nthreads", str(threads), "--memory-limit", "1GiB", "--death-timeout", "30", *preload, *options)
         nanny = () if "--nanny" in options else ("--no-nanny",)
-        new = [self._start("worker", self.address, *common, *nanny) for _ in range(n)]
+        names = [str(len(self._names) + i) for i in range(n)]
+        new = [self._start("worker", self.address, "--name", name, *common, *nanny) for name in names]
+        self._names.update(zip(new, names, strict=True))
         self.workers += new
         return new
+
+    def working(self, client: Any) -> list[Process]:
+        """Workers of which the scheduler knows."""
+        known = {str(worker["name"]) for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
+        return [worker for worker in self.workers if self._names[worker] in known]
 
     def kill(self, *workers: Process) -> None:
         for worker in workers:
@@ -75,7 +84,7 @@ class Cluster:
         command = [sys.executable, "-m", "dask", what, "--host", "127.0.0.1", "--no-dashboard", *options]
         return subprocess.Popen(
             command,
-            env={**ENVIRONMENT, **self._faults},
+            env=self._environment,
             stdout=subprocess.DEVNULL,
             stderr=None if "FAULTS_LOUD" in os.environ else subprocess.DEVNULL,
             start_new_session=True,

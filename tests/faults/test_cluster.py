@@ -20,9 +20,9 @@ import psutil
 import pytest
 import zarr
 from click.testing import CliRunner
-from distributed import Client, wait
+from distributed import Client, LocalCluster, Status, wait
 from distributed.chaos import KillWorker
-from harness import ENVIRONMENT, Cluster, kill, meanwhile, until
+from harness import ENVIRONMENT, HERE, Cluster, kill, meanwhile, until
 
 import daskgmm.checkpointing
 import daskgmm.data.blocks
@@ -121,20 +121,62 @@ def test_a_worker_killed_in_a_pass(store: Path, tmp_path: Path, assert_same: Cal
 
 @pytest.mark.slow
 def test_a_worker_killed_every_second(store: Path, tmp_path: Path, assert_same: Callable[..., None]) -> None:
-    """Any but the first, so that something is done even where a busy machine takes seconds to start a worker."""
+    """Any that has come, be it the only one; another is started for it."""
     with Cluster(tmp_path, seconds=0.05) as cluster:
         cluster.add(4)
-        with connected(cluster, 4):
+        with connected(cluster, 4) as client:
 
             def disturb() -> None:
-                cluster.add()
-                cluster.kill(random.choice(cluster.workers[1:-1]))
+                if working := cluster.working(client):
+                    cluster.kill(random.choice(working))
+                    cluster.add()
 
             with meanwhile(disturb, every=1) as done:
                 found = fit(store)
             print(f"{len(done)} workers killed")
             assert len(done) > 5
         assert_same(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("many", [True, False])
+def test_a_worker_that_freezes(many: bool, store: Path, tmp_path: Path, assert_same: Callable[..., None]) -> None:
+    """It holds what it has and answers nothing: the scheduler gives it up after its ``worker-ttl``."""
+    with Cluster(tmp_path, {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s"}, seconds=0.02) as cluster:
+        cluster.add(1 + many)
+        with connected(cluster, 1 + many):
+
+            def disturb() -> None:
+                cluster.workers[0].send_signal(signal.SIGSTOP)
+                cluster.add(not many)
+
+            assert_same(fit(store, callbacks=[at_pass(5, disturb)]))
+
+
+@pytest.mark.slow
+def test_paused_workers(store: Path, tmp_path: Path, assert_same: Callable[..., None]) -> None:
+    """As where memory is nearly full: one, then all for two seconds."""
+
+    def to(status: str, dask_worker: Any) -> None:
+        dask_worker.monitor_paused = None
+        dask_worker.memory_manager.memory_pause_fraction = False  # which would let it go on
+        dask_worker.status = Status[status]
+
+    with Cluster(tmp_path, seconds=0.02) as cluster:
+        cluster.add(2)
+        with connected(cluster, 2) as client:
+
+            def pause(n: int) -> None:
+                client.run(to, "paused", workers=list(client.scheduler_info(n_workers=-1)["workers"])[:n])
+
+            def resume() -> None:
+                client.run(to, "running")
+
+            def pause_all() -> None:
+                pause(2)
+                threading.Timer(2, resume).start()
+
+            assert_same(fit(store, callbacks=[at_pass(4, lambda: pause(1)), at_pass(9, pause_all)]))
 
 
 @pytest.mark.slow
@@ -247,6 +289,27 @@ def test_resized_between_passes(store: Path, tmp_path: Path, assert_same: Callab
 
             assert_same(fit(store, callbacks=[at_pass(5, grow), at_pass(12, shrink)]))
             assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
+
+
+@pytest.mark.slow
+def test_adaptive_scaling(store: Path, assert_same: Callable[..., None]) -> None:
+    """Workers come when there is work, and leave when there is none, as it is between passes here."""
+    seen = set()
+    slow = {"preload": [str(HERE / "faulty.py")], "env": {"FAULTY_SECONDS": "0.05"}}
+
+    def watch(info: Any) -> None:
+        seen.add(len(client.scheduler_info(n_workers=-1)["workers"]))
+        if info.stage == "data":
+            time.sleep(0.3)
+
+    with (
+        LocalCluster(0, host="127.0.0.1", threads_per_worker=1, dashboard_address=None, **slow) as cluster,
+        Client(cluster) as client,
+    ):
+        cluster.adapt(minimum=1, maximum=3, interval="100ms", wait_count=2, target_duration="100ms")
+        assert_same(fit(store, callbacks=[watch]))
+    print(f"{sorted(seen)} workers")
+    assert len(seen) > 1
 
 
 @pytest.mark.slow

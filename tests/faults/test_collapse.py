@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -189,3 +190,22 @@ def test_a_posterior_whose_prior_is_singular_says_so() -> None:
     with pytest.raises(CollapsedComponentError, match="give the prior a larger covariance"):
         daskgmm.BayesianGaussianMixture(3, random_state=0).fit(x)
     daskgmm.BayesianGaussianMixture(3, covariance_prior=np.eye(2), random_state=0).fit(x)
+
+
+@pytest.mark.parametrize("far", 10.0 ** np.arange(2, 13))
+def test_what_the_rounding_of_a_prior_leaves_nothing_of_is_refused(far: float, tmp_path: Path) -> None:
+    """One row is far in all features, so that the prior's covariance says little of how they differ."""
+    x = np.array([[far] * 3, [0, 0, 2], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, -2, -1], [0, -1, 0], [0, 0, 1]])
+    model = daskgmm.GaussianMixture(3, prior="default", reg_covar=0, max_iter=0, random_state=0)
+    refused = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model.fit(x)
+        except CollapsedComponentError:
+            refused = True
+    assert not (refused and far < 1e4)
+    assert refused or far < 1e9
+    if not refused:
+        model.save(tmp_path / "m.zarr")
+        assert daskgmm.load(tmp_path / "m.zarr").score(x) == pytest.approx(model.score(x), rel=1e-6)
