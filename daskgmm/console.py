@@ -106,7 +106,7 @@ def where_options(command: F) -> F:
             metavar="TIME",
             callback=_worker_timeout,
             expose_value=False,
-            help="Give up where no worker has worked for so long.  [default: 5m]",
+            help="Give up where no worker has worked for so long.  [default: 10m]",
         ),
         click.option("--memory-limit", default="auto", show_default=True, help="Of each local worker, e.g. 1GiB."),
         click.option(

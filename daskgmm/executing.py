@@ -61,7 +61,7 @@ def compute(samples: Samples, build: Callable[[], Graph]) -> Any:
     Raises
     ------
     TimeoutError
-        No worker has worked on anything for ``daskgmm.worker-timeout`` of Dask's configuration, or five minutes.
+        No worker has worked on anything for ``daskgmm.worker-timeout`` of Dask's configuration, or ten minutes.
     ConnectionError
         The scheduler is gone, or has not answered for as long.
     RuntimeError
@@ -98,8 +98,8 @@ def worker_limits() -> list[tuple[int, int]] | None:
 
 
 def worker_timeout() -> float:
-    """Seconds for which a cluster may do nothing."""
-    return float(parse_timedelta(dask.config.get("daskgmm.worker-timeout", "5 minutes")))
+    """Seconds for which a cluster may do nothing: by default twice what Dask waits for a worker that froze."""
+    return float(parse_timedelta(dask.config.get("daskgmm.worker-timeout", "10 minutes")))
 
 
 def scheduler_for(samples: Samples) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from functools import partial
@@ -73,9 +74,9 @@ def labelled(rows: Array, path: Path, **layout: Any) -> Path:
 class Flaky(WrapperStore[Store]):
     """A store whose reads fail once with a probability, half of them by an error and half by a transfer cut short."""
 
-    def __init__(self, store: Store, share: float = 0.1) -> None:
+    def __init__(self, store: Store, share: float = 0.1, log: Path | None = None) -> None:
         super().__init__(store)
-        self.share, self.rng, self.failed = share, random.Random(3), 0
+        self.share, self.rng, self.failed, self.log = share, random.Random(3), 0, log
 
     def _with_store(self, store: Store) -> Flaky:
         return self
@@ -85,6 +86,9 @@ class Flaky(WrapperStore[Store]):
         if value is None or self.rng.random() >= self.share:
             return value
         self.failed += 1
+        if self.log is not None:
+            with self.log.open("a") as log:
+                log.write(f"{os.getpid()}\n")
         if self.rng.random() < 0.5 or "json" in key:
             raise ConnectionResetError("the other side has gone")
         return value[: len(value) // 2]
@@ -113,6 +117,23 @@ def test_reads_of_variables_that_fail_once_change_nothing(blobs: Array, tmp_path
     found = GaussianMixture(3, tol=0, max_iter=4, persist=False, **START).fit(zarr.open_group(flaky, mode="r"))
     assert flaky.failed > 5
     assert np.array_equal(found.means_, calm.means_)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_reads_that_fail_once_on_workers_of_their_own_change_nothing(blobs: Array, tmp_path: Path) -> None:
+    from distributed import Client, LocalCluster
+
+    array = stored(blobs, tmp_path / "x.zarr")
+    calm = GaussianMixture(3, tol=0, max_iter=20, persist=False, **START).fit(array)
+    flaky = Flaky(LocalStore(tmp_path / "x.zarr", read_only=True), 0.05, tmp_path / "log")
+    with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
+        client.run(partial(setattr, daskgmm.data.faults, "_PAUSES", (0.0, 0.001, 0.001)))
+        found = GaussianMixture(3, tol=0, max_iter=20, persist=False, **START).fit(zarr.open_array(flaky, mode="r"))
+    failed = (tmp_path / "log").read_text().split()
+    assert len(failed) > 5
+    assert set(failed) - {str(os.getpid())}
+    for name in ("weights_", "means_", "covariances_", "lower_bounds_"):
+        assert np.array_equal(getattr(found, name), getattr(calm, name)), name
 
 
 def test_many_small_chunks_need_not_all_be_read_at_once(blobs: Array, tmp_path: Path) -> None:
@@ -204,6 +225,27 @@ def test_a_chunk_that_is_damaged_in_mid_fit_is_named(
     with pytest.raises(OSError, match=rf"^chunk '{key}' of array 'file://.*/x\.zarr' {WORDS[damage]}") as caught:
         gm.fit(array)
     assert "\n" not in str(caught.value)
+    assert not hasattr(gm, "means_")
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("byte", [4, 5, 6, 7])
+@pytest.mark.parametrize("layout", ["raw", "raw, v2"])
+def test_a_flip_that_no_checksum_tells_is_seen_by_what_a_pass_must_find(
+    layout: str, byte: int, blobs: Array, tmp_path: Path
+) -> None:
+    """From the fourth byte on it is worth more than 2⁻²⁰ of a value, and the error that the mean may have is less."""
+    array = stored(blobs, tmp_path / "x.zarr", **LAYOUTS[layout])
+    chunk = tmp_path / "x.zarr" / array.metadata.encode_chunk_key((7, 0))
+
+    def damage() -> None:
+        data = bytearray(chunk.read_bytes())
+        data[8 * 30 + byte] ^= 64
+        chunk.write_bytes(data)
+
+    gm = GaussianMixture(3, tol=0, persist=False, callbacks=[after(2, damage)], **START)
+    with pytest.raises((RuntimeError, ValueError), match="first between row 0 and row 199 |row 185, feature 0"):
+        gm.fit(array)
     assert not hasattr(gm, "means_")
 
 
