@@ -244,7 +244,7 @@ def test_a_flip_that_no_checksum_tells_is_seen_by_what_a_pass_must_find(
         chunk.write_bytes(data)
 
     gm = GaussianMixture(3, tol=0, persist=False, callbacks=[after(2, damage)], **START)
-    with pytest.raises((RuntimeError, ValueError), match="first between row 0 and row 199 |row 185, feature 0"):
+    with pytest.raises((RuntimeError, ValueError), match=r"first between row 0 and row 199 |row 185, feature 0"):
         gm.fit(array)
     assert not hasattr(gm, "means_")
 
