@@ -82,12 +82,17 @@ def compute(samples: Samples, build: Callable[[], Graph]) -> Any:
 
 @contextlib.contextmanager
 def settled() -> Iterator[None]:
-    """Stay with the client of now: where it was lost, the threads of this process would take over without a word."""
-    token = _settled.set(_active())
-    try:
+    """Stay with the client of now: where it was lost, the threads of this process would take over without a word.
+
+    All passes are of one span: Dask opens one for each that has none, and workers keep the times of every span.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(_settled.reset, _settled.set(cluster := _active()))
+        if cluster is not None:
+            from distributed import span
+
+            stack.enter_context(span("daskgmm"))
         yield
-    finally:
-        _settled.reset(token)
 
 
 def worker_limits() -> list[tuple[int, int]] | None:
@@ -222,6 +227,8 @@ class Cluster:
                 future.release()
             concurrent.futures.wait([coming], _END)  # by that it ends; Dask complains if it is cancelled before
             coming.cancel()
+            if comm := self.client.scheduler_comm:
+                comm.recent_message_log.clear()  # the last thousand messages, each of which may be a graph
 
     def _wait(self, coming: concurrent.futures.Future[Any]) -> None:
         """Until the results are there, or have failed, or no worker has worked for too long."""
@@ -269,9 +276,8 @@ class Cluster:
             raise self._gone() from error
 
     def _gone(self) -> ConnectionError:
-        return ConnectionError(
-            f"the Dask scheduler at {self.address} does not answer: start one, with workers, and run again"
-        )
+        says = f"the Dask scheduler at {self.address} does not answer: start one, with workers, and run again"
+        return ConnectionError(says)
 
 
 _Workers = dict[str, dict[str, Any]]

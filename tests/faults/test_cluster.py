@@ -346,6 +346,24 @@ def test_the_scheduler_killed(store: Path, tmp_path: Path, assert_same: Callable
     assert len(passes) <= PASSES - 7
 
 
+def test_what_is_kept_does_not_grow_with_passes(store: Path) -> None:
+    """No graph by the client, no span's times by a worker; nor by Dask in between."""
+    kept = []
+
+    def watch(info: Any) -> None:
+        if info.stage == "data":
+            (worker,) = cluster.workers.values()
+            kept.append((len(client.scheduler_comm.recent_message_log), len(worker.digests_total)))
+
+    with (
+        LocalCluster(1, processes=False, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        fit(store, callbacks=[watch])
+    assert max(log for log, _ in kept) <= 2
+    assert kept[-1][1] <= kept[PASSES // 2][1] + 3  # some are of the first time that a thing happens
+
+
 # The command is stopped
 
 
