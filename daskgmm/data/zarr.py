@@ -120,9 +120,9 @@ class Home:
         store = self.store._store if isinstance(self.store, Guarded) else self.store
         prefix = self.key.rpartition("/")[0]
         if isinstance(store, LocalStore):
-            found = LocalFileSystem().find(str(store.root / prefix), detail=True)
+            found = retried(lambda: LocalFileSystem().find(str(store.root / prefix), detail=True))
         elif isinstance(store, FsspecStore):
-            found = sync(store.fs._find(f"{store.path}/{prefix}".rstrip("/"), detail=True))
+            found = retried(lambda: sync(store.fs._find(f"{store.path}/{prefix}".rstrip("/"), detail=True)))
         else:
             return None
         times = [[info.get(name) for name in ("ETag", "mtime", "LastModified", "created")] for info in found.values()]
