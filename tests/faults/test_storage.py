@@ -181,6 +181,20 @@ def test_a_lack_of_memory_is_not_asked_again(blobs: Array, tmp_path: Path, monke
 # For good
 
 
+def test_a_store_that_refuses_is_one_sentence(blobs: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an object store does whose credentials a worker lacks: it does not even say what is there."""
+
+    async def refuse(*_: Any) -> bool:
+        raise PermissionError("Forbidden")
+
+    samples = open_samples(stored(blobs, tmp_path / "x.zarr"))
+    monkeypatch.setattr(LocalStore, "exists", refuse)
+    with pytest.raises(
+        OSError, match=r"^cannot read 'file://.*/x\.zarr/zarr\.json' \(Forbidden\): see to .* permissions"
+    ):
+        GaussianMixture(3, **START).fit(samples)
+
+
 def delete(chunk: Path) -> None:
     chunk.unlink()
 
