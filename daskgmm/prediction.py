@@ -39,12 +39,23 @@ class Output:
     per_component: bool = False
     least: float = LEAST[DOUBLE]  # responsibility that counts
 
+    def attributes(self, k: int, dtype: npt.DTypeLike) -> dict[str, Any]:
+        """What CF says of a variable of it, with k components: labels are flags (3.5), all else has no dimension."""
+        if self is not LABELS:
+            return {"long_name": self.long_name, "units": "1"}
+        meanings = " ".join(f"component_{i}" for i in range(k))
+        return {"long_name": self.long_name, "flag_values": np.arange(k, dtype=dtype), "flag_meanings": meanings}
 
-LABELS = Output("labels", "component", labels, np.intp, -1)
+    def encoding(self, missing: str, coding: Coding) -> dict[str, Any]:
+        """What xarray writes for a missing value: of floats it is NaN anyway, of labels only where rows may be."""
+        return {"_FillValue": self.absent} if self is LABELS and (missing == "drop" or coding.skips) else {}
+
+
+LABELS = Output("labels", "component of the mixture", labels, np.intp, -1)
 PROBA = Output(
     "proba", "responsibility of the component", probabilities, np.float64, np.nan, per_component=True, least=0.0
 )
-LOG_DENSITY = Output("log_density", "log-density", log_densities, np.float64, np.nan)
+LOG_DENSITY = Output("log_density", "natural logarithm of the density", log_densities, np.float64, np.nan)
 LOG_CERTAINTY = Output("log_certainty", "log of the largest responsibility", log_certainties, np.float64, np.nan)
 
 

@@ -106,6 +106,7 @@ class Samples:
     categories: tuple[tuple[float, ...], ...] = ()  # of the features, those that say which values they take; or ()
     dims: tuple[str, ...] | None = None  # of the samples, where they have names
     coords: Mapping[Any, Any] | None = None  # of the samples, where they come from xarray
+    grid_mapping: tuple[str, str] | None = None  # in "attrs" or "encoding" of xarray's; and what it is
     region_bytes: int = 0  # at most, of one read; decoded
     graph: Mapping[Any, Any] = field(default_factory=dict)  # of dask arrays, in place of the source
     kept: tuple[tuple[Any, Any], ...] = ()  # of each block, in place of both: a key, and the future of its pieces

@@ -114,8 +114,10 @@ def _of_group(
         _check_chunks(arrays[name], missing)
     others = [name for name in arrays if name not in aside]
     if others and all(_labelled(arrays[name]) for name in named or others):
-        ds = _dataset(group, [name for name, member in arrays.items() if not _labelled(member)])
-        names = named or sorted(str(name) for name in ds.data_vars if name not in aside)  # a store has no order
+        from daskgmm.data.xarray import features
+
+        ds = _dataset(group, [name for name, member in arrays.items() if not _labelled(member)], beside.labels)
+        names = named or sorted(name for name in features(ds) if name not in aside)  # a store has no order
         origins = [arrays.get(each) if isinstance(each, str) else None for each in beside]
         beside = beside.found({name: ds[name] if name in ds else arrays[name] for name in aside})
         if not named and len(names) == 1 and ds[names[0]].ndim > 1:
@@ -144,21 +146,32 @@ def _of_group(
     return replace(of_zarr(members, members[0].shape, len(members), beside), names=tuple(named))
 
 
-def _dataset(group: zarr.Group, dropped: list[str]) -> Any:
-    """A labelled group as xarray reads it: with the scale, offset and missing value that stand in the attributes."""
+def _dataset(group: zarr.Group, dropped: list[str], labels: Any) -> Any:
+    """A labelled group as xarray reads it: with the scale, offset and missing value that stand in the attributes.
+
+    Labels keep the -1 that `predict` writes as their missing value.
+    """
     import xarray as xr
 
-    return xr.open_zarr(group.store, group=group.path or None, chunks=None, consolidated=False, drop_variables=dropped)
+    return xr.open_zarr(
+        group.store,
+        group=group.path or None,
+        chunks=None,
+        consolidated=False,
+        drop_variables=dropped,
+        decode_coords="all",
+        mask_and_scale={labels: False} if isinstance(labels, str) else True,
+    )
 
 
 def _of_xarray(data: Any, array: str | None, variables: Sequence[str] | None, beside: Beside) -> Samples:
-    from daskgmm.data.xarray import of_dataarray, of_dataset, variable
+    from daskgmm.data.xarray import features, of_dataarray, of_dataset, variable
 
     if not hasattr(data, "data_vars"):
         return of_dataarray(data, beside)
     if aside := beside.names:
         beside = beside.found({name: variable(data, name) for name in aside})
-        variables = variables or [name for name in data.data_vars if name not in aside]
+        variables = variables or [name for name in features(data) if name not in aside]
     return of_dataset(data, variables, beside) if array is None else of_dataarray(variable(data, array), beside)
 
 

@@ -18,6 +18,8 @@ from daskgmm.data.checks import ALONE, Beside, check_real
 from daskgmm.data.dask import of_dask
 from daskgmm.data.zarr import of_stored
 
+_DESCRIBING = ("grid_mapping", "bounds", "climatology")  # CF's attributes that name such variables
+
 
 def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, beside: Beside = ALONE) -> Samples:
     """Samples of a Dataset: one feature a variable, one sample a point of the dimensions they share.
@@ -27,7 +29,7 @@ def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, beside: Beside =
     ValueError
         A variable is missing, or they do not all have the same dimensions.
     """
-    names = tuple(str(name) for name in (variables if variables is not None else ds.data_vars))
+    names = tuple(str(name) for name in (variables if variables is not None else features(ds)))
     if not names:
         raise ValueError("the Dataset has no data variables: the variables are the features, give it some")
     arrays = [variable(ds, name) for name in names]
@@ -44,7 +46,25 @@ def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, beside: Beside =
     parts = [array.variable.transpose(*dims) for array in arrays]
     samples = _of_variables(parts, parts[0].shape, len(parts), _aligned(beside, ds, dims))
     flags = tuple(tuple(map(float, np.ravel(array.attrs.get("flag_values", ())))) for array in arrays)
-    return replace(samples, names=names, categories=flags, dims=tuple(map(str, dims)), coords=_coords(ds, dims))
+    grid_mapping = _grid_mapping(arrays)
+    mapped = () if grid_mapping is None else _words(grid_mapping[1])
+    coords = _coords(ds, dims) | {name: ds.variables[name] for name in mapped if name in ds and not ds[name].dims}
+    return replace(
+        samples, names=names, categories=flags, dims=tuple(map(str, dims)), coords=coords, grid_mapping=grid_mapping
+    )
+
+
+def features(ds: xr.Dataset) -> list[str]:
+    """The data variables, but for those that CF has to describe others: grid mappings and bounds."""
+    said = [
+        about[kind]
+        for variable in ds.variables.values()
+        for about in (variable.attrs, variable.encoding)
+        for kind in _DESCRIBING
+        if kind in about
+    ]
+    others = {word for text in said for word in _words(text)}
+    return [str(name) for name in ds.data_vars if name not in others]
 
 
 def of_dataarray(array: xr.DataArray, beside: Beside = ALONE) -> Samples:
@@ -70,6 +90,7 @@ def of_dataarray(array: xr.DataArray, beside: Beside = ALONE) -> Samples:
         names=tuple(map(str, labels.values)) if named and labels is not None else None,
         dims=tuple(map(str, dims)),
         coords=_coords(array, dims),
+        grid_mapping=_grid_mapping([array]),
     )
 
 
@@ -86,12 +107,37 @@ def variable(ds: xr.Dataset, name: str) -> xr.DataArray:
     return ds[name]
 
 
-def wrap(samples: Samples, array: Any, name: str) -> Any:
-    """Give a result the dims and coords of the samples it belongs to, if they have any."""
+def wrap(
+    samples: Samples,
+    array: Any,
+    name: str,
+    attrs: Mapping[str, Any] | None = None,
+    encoding: Mapping[str, Any] | None = None,
+) -> Any:
+    """Give a result the dims, coords and grid mapping of the samples it belongs to, if they have any."""
     if samples.coords is None or samples.dims is None:
         return array
     extra = ("component",) if array.ndim > len(samples.dims) else ()
-    return xr.DataArray(array, coords=samples.coords, dims=(*samples.dims, *extra), name=name)
+    result = xr.DataArray(array, coords=samples.coords, dims=(*samples.dims, *extra), name=name, attrs=attrs)
+    result.encoding = dict(encoding or {})
+    if samples.grid_mapping is not None:
+        where, mapping = samples.grid_mapping
+        getattr(result, where)["grid_mapping"] = mapping
+    return result
+
+
+def _grid_mapping(arrays: Sequence[xr.DataArray]) -> tuple[str, str] | None:
+    """Where the first array that has a grid mapping says so, and what."""
+    for array in arrays:
+        for where in ("attrs", "encoding"):
+            if (mapping := getattr(array, where).get("grid_mapping")) is not None:
+                return where, str(mapping)
+    return None
+
+
+def _words(text: Any) -> list[str]:
+    """Names in an attribute that names variables, perhaps as "name: variable …"."""
+    return str(text).replace(":", " ").split()
 
 
 def _of_variables(parts: Sequence[xr.Variable], shape: tuple[int, ...], n_features: int, beside: Beside) -> Samples:
@@ -115,7 +161,13 @@ def _common(dims: Sequence[Any], grids: Sequence[Mapping[Any, int]], otherwise: 
 
 
 def _coords(source: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> dict[Any, Any]:
-    return {name: c.variable for name, c in source.coords.items() if set(c.dims) <= set(dims)}
+    """Those of the samples; none says that it has bounds, which have a dimension that no result has."""
+    found = {name: c.variable.copy(deep=False) for name, c in source.coords.items() if set(c.dims) <= set(dims)}
+    for variable in found.values():
+        for about in (variable.attrs, variable.encoding):
+            for kind in ("bounds", "climatology"):
+                about.pop(kind, None)
+    return found
 
 
 def _aligned(beside: Beside, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> Beside:

@@ -21,7 +21,7 @@ from zarr.storage._common import make_store
 
 from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
 from daskgmm.data.checks import ALONE, Beside, check_extent
-from daskgmm.data.faults import PERMANENT, cause, reason, retried
+from daskgmm.data.faults import PERMANENT, cause, reason, retried, unread
 from daskgmm.data.stored import Guarded
 from daskgmm.urls import presentable
 
@@ -108,8 +108,14 @@ class Home:
         Raises
         ------
         FileNotFoundError
+        OSError
+            It does not say so, as where a worker's credentials are others.
         """
-        if not retried(lambda: sync(self.store.exists(self.key))):
+        try:
+            there = retried(lambda: sync(self.store.exists(self.key)), final=PERMANENT)
+        except Exception as error:
+            raise unread(f"'{presentable(self.store)}/{self.key}'", error) from cause(error)
+        if not there:
             raise FileNotFoundError(
                 f"{presentable(self.store)}/{self.key} is not there for this worker: put the data where all workers "
                 "can read them, or use workers that can"
@@ -120,9 +126,9 @@ class Home:
         store = self.store._store if isinstance(self.store, Guarded) else self.store
         prefix = self.key.rpartition("/")[0]
         if isinstance(store, LocalStore):
-            found = LocalFileSystem().find(str(store.root / prefix), detail=True)
+            found = retried(lambda: LocalFileSystem().find(str(store.root / prefix), detail=True))
         elif isinstance(store, FsspecStore):
-            found = sync(store.fs._find(f"{store.path}/{prefix}".rstrip("/"), detail=True))
+            found = retried(lambda: sync(store.fs._find(f"{store.path}/{prefix}".rstrip("/"), detail=True)))
         else:
             return None
         times = [[info.get(name) for name in ("ETag", "mtime", "LastModified", "created")] for info in found.values()]

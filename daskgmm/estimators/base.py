@@ -245,7 +245,8 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             return result
         from daskgmm.data.xarray import wrap
 
-        return wrap(samples, result, output.name)
+        attrs = output.attributes(len(self.weights_), result.dtype)
+        return wrap(samples, result, output.name, attrs, output.encoding(self.missing, samples.coding))
 
 
 def criteria(log_likelihood: float, log_certainty: float, n_parameters: int, n: float) -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 import xarray as xr
 import zarr
+from fsspec.implementations.local import LocalFileSystem
 from numcodecs import Zlib
 from zarr.abc.store import Store
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
@@ -146,6 +147,23 @@ def test_many_small_chunks_need_not_all_be_read_at_once(blobs: Array, tmp_path: 
     assert np.array_equal(x, blobs[: len(x)])
 
 
+def test_a_listing_that_fails_once_changes_nothing(
+    blobs: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That by which a checkpoint knows its data again, too."""
+    samples = open_samples(stored(blobs, tmp_path / "x.zarr"))
+    stamp, find, failures = samples.source.stamp(), LocalFileSystem.find, iter([True])
+
+    def flaky(*args: Any, **options: Any) -> Any:
+        if next(failures, False):
+            raise ConnectionResetError("the other side has gone")
+        return find(*args, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "find", flaky)
+    assert samples.source.stamp() == stamp
+    assert stamp is not None
+
+
 def test_a_lack_of_memory_is_not_asked_again(blobs: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -161,6 +179,20 @@ def test_a_lack_of_memory_is_not_asked_again(blobs: Array, tmp_path: Path, monke
 
 
 # For good
+
+
+def test_a_store_that_refuses_is_one_sentence(blobs: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an object store does whose credentials a worker lacks: it does not even say what is there."""
+
+    async def refuse(*_: Any) -> bool:
+        raise PermissionError("Forbidden")
+
+    samples = open_samples(stored(blobs, tmp_path / "x.zarr"))
+    monkeypatch.setattr(LocalStore, "exists", refuse)
+    with pytest.raises(
+        OSError, match=r"^cannot read 'file://.*/x\.zarr/zarr\.json' \(Forbidden\): see to .* permissions"
+    ):
+        GaussianMixture(3, **START).fit(samples)
 
 
 def delete(chunk: Path) -> None:
