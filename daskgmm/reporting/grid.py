@@ -56,7 +56,6 @@ def telling_pairs(weights: Array, means: Array, covariances: Array) -> list[tupl
 
     By Wilks' lambda in the plane of the two: the determinant of what is within components over that of all.
     """
-    k, d = means.shape
     deviations = means - weights @ means
     diagonal = np.einsum("kii->ki", covariances) if covariances.ndim == 3 else covariances
     total = weights @ (diagonal + deviations**2)  # (d,)

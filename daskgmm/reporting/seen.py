@@ -102,8 +102,8 @@ def _see(
 ) -> tuple[Seen]:
     found = []
     for region, (x, _) in zip(block.regions, pieces, strict=True):
-        results = predict(replace(block, regions=(region,)), iter([(x, None)]))
-        found.append(_of_rows(x, *results, grid, region, shape, k))
+        labels, *logs = predict(replace(block, regions=(region,)), iter([(x, None)]))
+        found.append(_of_rows(x, labels, *logs, grid=grid, region=region, shape=shape, k=k))
     return (reduce(add, found),)
 
 
@@ -131,7 +131,7 @@ def _of_rows(
             -1, n_bins, n_bins
         ),
         np.bincount(labels * doubts + _binned(doubt, UNCERTAINTIES), minlength=k * doubts).reshape(k, doubts),
-        np.bincount(labels, doubt, minlength=k),
+        np.bincount(labels, doubt, minlength=k).astype(np.float64),
         _worst(x, labels, log_density, np.flatnonzero(there), region, shape),
     )
 
