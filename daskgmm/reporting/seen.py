@@ -102,8 +102,8 @@ def _see(
 ) -> tuple[Seen]:
     found = []
     for region, (x, _) in zip(block.regions, pieces, strict=True):
-        labels, *logs = predict(replace(block, regions=(region,)), iter([(x, None)]))
-        found.append(_of_rows(x, labels, *logs, grid=grid, region=region, shape=shape, k=k))
+        labels, log_density, log_certainty = predict(replace(block, regions=(region,)), iter([(x, None)]))
+        found.append(_of_rows(x, labels, log_density, log_certainty, grid, region, shape, k))
     return (reduce(add, found),)
 
 
