@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # The colours of `daskgmm.plotting`, by the names that the page's style gives them, light and dark.
 _COLOURS = {
     "#222222": "var(--ink)",
+    "#000000": "var(--ink)",
     "#8a8a8a": "var(--faint)",
     "#e6e6e6": "var(--line)",
     "#0072b2": "var(--blue)",
