@@ -175,6 +175,18 @@ class GaussianMixtureIC(BaseMixture):
         check_is_fitted(self)
         return self.best_estimator_.sample(n_samples)
 
+    def to_xarray(self) -> xr.Dataset:
+        """The best mixture as a labelled Dataset, which `daskgmm.load` reads; as ``candidate_…`` also `results_`."""
+        check_is_fitted(self)
+        candidates = self.results_.rename({name: f"candidate_{name}" for name in self.results_.data_vars})
+        # Strings of any length, as all others in the file are.
+        texts = {
+            name: variable.astype(object)
+            for name, variable in candidates.variables.items()
+            if variable.dtype.kind == "U"
+        }
+        return self.best_estimator_.to_xarray().merge(candidates.assign(texts)).assign_attrs(criterion=self.criterion)
+
     def plot(self) -> Figure:
         """The criterion over the number of components, for each covariance model."""
         from daskgmm.plotting import plot_selection

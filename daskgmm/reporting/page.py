@@ -23,7 +23,9 @@ from daskgmm.reporting.svg import literal, svg
 from daskgmm.urls import presentable
 
 GENERATOR = "daskgmm report"
+_CANDIDATE = "candidate_"  # begins the names of what `GaussianMixtureIC.save` writes of its search
 _LONGEST = 120  # characters of a text from a file
+_LABEL = 36  # characters beside an axis
 _FEATURES = 40  # columns of a table, at most
 _PARAMETERS = (  # those that a reader looks for, in this order; others are in the model
     *("covariance_type", "n_components", "tol", "max_iter", "n_init", "init_params", "subsample", "accelerate"),
@@ -116,6 +118,7 @@ def page(model: str, samples: Samples | None = None, store: str = "", missing: s
         convergence=Drawn(_convergence(gm), "log-likelihood of each pass, and its change"),
         densities=_densities(gm, grid, seen, names, units) if gaussian else [],
         held=HELD,
+        selection=selection(ds),
         inside=_inside(grid, seen),
         uncertainty=None
         if seen is None or len(gm.weights_) < 2
@@ -197,12 +200,26 @@ def worst(samples: Samples, seen: Seen) -> list[dict[str, Any]]:
     ]
 
 
+def selection(ds: Any) -> tuple[Drawn, list[str]] | None:
+    """The criterion of all candidates, and why some failed; None where there was no search."""
+    names = [name for name in ds.data_vars if name.startswith(_CANDIDATE)]
+    results = ds[names].rename({name: name.removeprefix(_CANDIDATE) for name in names})
+    criterion = results.attrs.get("criterion")
+    if criterion not in results or not np.isfinite(results[criterion].values).any():
+        return None
+    drawn = Drawn(svg(plotting.plot_selection(results), "selection", *SIZE), f"{criterion} of all candidates")
+    failures = results["failure"].to_series()
+    return drawn, [
+        f"{clean(model)} with {k}: {clean(text, 300)}" for (model, k), text in failures[failures != ""].items()
+    ]
+
+
 def _convergence(gm: Any) -> Markup:
     return svg(plotting.plot_convergence(gm), "convergence", SIZE[0], 4.2)
 
 
 def _densities(gm: Any, grid: Grid, seen: Seen | None, names: list[str], units: list[str]) -> list[Drawn]:
-    labels = [literal(_with(name, unit)) for name, unit in zip(names, units, strict=True)]
+    labels = [literal(clean(_with(name, unit), _LABEL)) for name, unit in zip(names, units, strict=True)]
     covariances = gm._parameters().covariances
     found = []
     for pair, places in enumerate(grid.pairs):
