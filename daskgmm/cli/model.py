@@ -134,9 +134,8 @@ def sample(
 @json_option
 def show(model: str, as_json: bool) -> None:
     """What MODEL is, and how it was fitted."""
-    import pandas as pd
-
     from daskgmm.persistence import read
+    from daskgmm.tables import components
 
     ds = read(model)
     fitted = json.loads(ds.attrs["fit"])
@@ -148,7 +147,5 @@ def show(model: str, as_json: bool) -> None:
     model = json.loads(ds.attrs["params"]).get("covariance_type")
     click.echo(ds.attrs["title"] + (f" ({model} covariances)" if model else ""))
     report({name: value for name, value in fitted.items() if not isinstance(value, list)}, False)
-    table = pd.DataFrame(ds["means"].values, columns=ds[ds["means"].dims[1]].values)
-    table.index.name = "component"
-    table.insert(0, "weight", ds["weights"].values)
+    table = components(ds["weights"].values, ds["means"].values, ds[ds["means"].dims[1]].values)
     click.echo(table.to_string(float_format="{:.6g}".format, max_cols=10))
