@@ -26,8 +26,8 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 PATIENCE = 60  # s for a browser that starts or answers
 WINDOWS = {"desk": (1280, 900, False), "phone": (360, 740, True)}
 EXPECTED = {  # figures in each section
-    "ocean": {"convergence": 1, "densities": 6, "uncertainty": 1},
-    "bare": {"convergence": 1, "densities": 6},
+    "ocean": {"convergence": 1, "selection": 1, "densities": 6, "uncertainty": 1},
+    "bare": {"convergence": 1, "selection": 1, "densities": 6},
 }
 LEAST_CONTRAST = 4.5  # of text, by the Web Content Accessibility Guidelines 2.2, 1.4.3
 # Runs in the page: what a person would see.
@@ -158,7 +158,8 @@ def written(work: Path) -> dict[str, Path]:
         }
     )
     ds.chunk(time=10).to_zarr(work / "ocean.zarr")
-    run(work, "fit", "ocean.zarr", "--components", "5", "--missing", "drop", "--workers", "0", "--output", "model.zarr")
+    kinds = ("--components", "4:6", "--covariances", "EEE,VVV")
+    run(work, "select", "ocean.zarr", *kinds, "--missing", "drop", "--workers", "0", "--output", "model.zarr")
     run(work, "report", "model.zarr", "ocean.zarr", "--missing", "drop", "--workers", "2", "--output", "ocean.html")
     run(work, "report", "model.zarr", "--output", "bare.html")
     return {name: work / f"{name}.html" for name in EXPECTED}

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from daskgmm import BayesianGaussianMixture, BernoulliMixture, GaussianMixture, GaussianMixtureIC, load
 from daskgmm.cli import main
-from daskgmm.reporting.page import clean
+from daskgmm.reporting.page import clean, timings
 
 EVIL = "<script>alert('$1$')&\"' onload=x"
 NAMES = ("temperature", EVIL, "oxygen \U0001f600\u202e")
@@ -123,6 +123,16 @@ def test_without_data_it_says_how_to_give_them(folder):
     assert "worst" not in page.texts
 
 
+def test_timings_are_those_of_the_history(blobs):
+    gm = GaussianMixture(3, random_state=0, subsample=300).fit(blobs)
+    found = {row["text"]: row for row in timings(gm.to_xarray())}
+    for stage, text in (("sample", "EM on samples"), ("data", "EM on all rows")):
+        infos = [info for info in gm.history_ if info.stage == stage]
+        assert found[text]["passes"] == len(infos) > 0
+        assert found[text]["seconds"] == pytest.approx(sum(info.seconds for info in infos))
+    assert timings(gm.to_xarray().drop_dims("pass")) == []
+
+
 def test_other_families_and_one_feature(tmp_path, blobs):
     rng = np.random.default_rng(0)
     answers = (rng.random((600, 4)) < np.where(np.arange(600)[:, None] % 3, 0.2, 0.9)).astype(float)
@@ -159,7 +169,7 @@ def test_nobodys_file_is_replaced(folder, tmp_path):
 
 
 def test_a_url_has_no_secrets_in_it(folder):
-    from daskgmm import load, open_samples
+    from daskgmm import open_samples
     from daskgmm.reporting.page import page
 
     samples = open_samples(load(folder / "m.zarr").sample(50)[0])
