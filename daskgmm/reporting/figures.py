@@ -55,13 +55,18 @@ def plot_pair(
             counts.T, origin="lower", extent=(*edges[0, [0, -1]], *edges[1, [0, -1]]), aspect="auto",
             cmap=colours, norm=PowerNorm(0.5, 0, counts.max()), interpolation="none",
         )  # fmt: skip
+    few = len(weights) <= _NUMBERED
     radius = np.sqrt(-2 * np.log(1 - HELD))  # of a Gaussian in two features
     for k in np.flatnonzero(weights > _LEAST):
         variances, axes_of = np.linalg.eigh(covariances[k])
         widths = 2 * radius * np.sqrt(np.maximum(variances, 0))
         turn = np.degrees(np.arctan2(axes_of[1, 1], axes_of[0, 1]))
-        axes.add_patch(Ellipse(means[k], widths[1], widths[0], angle=turn, fill=False, edgecolor=_MODEL, linewidth=1.3))
-        if len(weights) <= _NUMBERED:
+        axes.add_patch(
+            Ellipse(
+                means[k], widths[1], widths[0], angle=turn, fill=False, edgecolor=_MODEL, linewidth=1.3 if few else 0.9
+            )
+        )
+        if few:
             axes.annotate(str(k), means[k], ha="center", va="center", color=INK, fontsize=9, fontweight="bold")
         else:
             axes.plot(*means[k], marker="o", markersize=2.5, color=_MODEL)

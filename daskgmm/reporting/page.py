@@ -215,18 +215,24 @@ def timings(ds: Any) -> list[dict[str, Any]]:
     return found
 
 
-def selection(ds: Any) -> tuple[Drawn, list[str]] | None:
+def selection(ds: Any) -> dict[str, Any] | None:
     """The criterion of all candidates, and why some failed; None where there was no search."""
     names = [name for name in ds.data_vars if name.startswith(_CANDIDATE)]
     results = ds[names].rename({name: name.removeprefix(_CANDIDATE) for name in names})
     criterion = results.attrs.get("criterion")
     if criterion not in results or not np.isfinite(results[criterion].values).any():
         return None
-    drawn = Drawn(svg(plotting.plot_selection(results), "selection", *SIZE), f"{criterion} of all candidates")
+    values = results[criterion].to_series()
+    model, k = values.idxmin()
     failures = results["failure"].to_series()
-    return drawn, [
-        f"{clean(model)} with {k}: {clean(text, 300)}" for (model, k), text in failures[failures != ""].items()
-    ]
+    text = f"Of {len(values)} candidates {clean(model)} with {k} components has the lowest {criterion.upper()}"
+    return {
+        "drawn": Drawn(svg(plotting.plot_selection(results), "selection", *SIZE), f"{criterion} of all candidates"),
+        "text": f"{text}, {number(float(values.min()), 7)}.",
+        "failures": [
+            f"{clean(model)} with {k}: {clean(text, 300)}" for (model, k), text in failures[failures != ""].items()
+        ],
+    }
 
 
 def _convergence(gm: Any) -> Markup:
