@@ -52,13 +52,14 @@ def test_a_fitted_mixture_shows_its_components_below_what_scikit_learn_shows(blo
     gm.fit(pd.DataFrame(blobs, columns=["a", EVIL, "b"]))
     html = gm._repr_html_()
     assert "sk-top-container" in html
-    assert gm._repr_mimebundle_()["text/html"].count("converged after") == 1
+    assert gm._repr_mimebundle_()["text/html"].count("Converged after") == 1
     assert EVIL not in html
     (table,) = tables(html)
     assert [row for row in table if EVIL in row]
     numbers = np.array([row[1:] for row in table[-3:]], dtype=float)
     np.testing.assert_allclose(numbers, np.column_stack([gm.weights_, gm.means_]), rtol=1e-5)
     make_pipeline(gm)._repr_html_()
+    assert gm.set_params(covariance_type="diag", n_components=9)._repr_html_()  # which the fit knows nothing of
 
 
 def test_many_components_and_features_are_cut_in_the_middle():

@@ -164,11 +164,10 @@ class EMMixture(BaseMixture):
         self.history_ = History(fit.history)
 
     def _summary(self) -> str:
-        ds = self.to_xarray()
         return summary(
-            f"{ds.attrs['title']}: {'' if self.converged_ else 'not '}converged after {self.n_iter_} steps and "
-            f"{self.n_passes_} passes over {self.n_samples_:,} rows, {self._objective()} {self.lower_bound_:.6g} a row",
-            components(self.weights_, self.means_, ds[ds["means"].dims[1]].values),
+            f"{'Converged' if self.converged_ else 'Not converged'} after {self.n_iter_} steps and {self.n_passes_} "
+            f"passes over {self.n_samples_:,} rows: {self._objective()} {self.lower_bound_:.6g} a row",
+            components(self.weights_, self.means_, persistence.columns(self)),
         )
 
     def sample(self, n_samples: int = 1) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:

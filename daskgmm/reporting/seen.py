@@ -79,7 +79,7 @@ def see(samples: Samples, model: Components, grid: Grid, missing: str) -> Seen:
     Raises
     ------
     ValueError
-        A value is not finite and ``missing`` is not "drop".
+        A value is not finite and ``missing`` is not "drop", or there is nothing else.
     MemoryError
         A block does not fit in a worker's memory.
     """
@@ -88,7 +88,9 @@ def see(samples: Samples, model: Components, grid: Grid, missing: str) -> Seen:
     compile_prediction(model)
     predict = block_kernel(samples, model, (LABELS, LOG_DENSITY, LOG_CERTAINTY), missing)
     kernel = partial(_see, predict=predict, grid=grid, shape=samples.shape, k=len(model.means))
-    (found,) = total(samples, kernel)
+    found: Seen = total(samples, kernel)[0]
+    if found.n == 0:
+        raise ValueError("no sample without missing values: there is nothing to report of these data")
     return found
 
 
