@@ -50,6 +50,10 @@ def to_dataset(model: Any) -> xr.Dataset:
         **model._learned(),
     }
     variables = {name: (dims, np.asarray(getattr(model, f"{name}_"))) for name, dims in model._saved().items()}
+    if history := getattr(model, "history_", ()):  # for people; a model that is read has none
+        variables["pass_stage"] = ("pass", np.array([info.stage for info in history], dtype=object))
+        variables["pass_rows"] = ("pass", np.array([info.n_samples for info in history]))
+        variables["pass_seconds"] = ("pass", np.array([info.seconds for info in history]))
     ds = xr.Dataset(
         {
             "weights": ("component", model.weights_, {"long_name": "mixing weight"}),
@@ -71,14 +75,20 @@ def to_dataset(model: Any) -> xr.Dataset:
         },
     )
     if "level" in ds.dims:
-        known = zip(features, model.categories_, strict=True)
-        levels = [
-            f"{name}={level:g}" if some.dtype.kind == "f" else f"{name}={level}"
-            for name, some in known
-            for level in some
-        ]
-        ds = ds.assign_coords(level=("level", np.array(levels, dtype=object)))
+        ds = ds.assign_coords(level=("level", np.array(columns(model), dtype=object)))
     return ds.assign_coords(feature_=("feature_", features)) if "feature_" in ds.dims else ds
+
+
+def columns(model: Any) -> list[str]:
+    """What each of the means of a component is of: a feature, or a level of one."""
+    names = [str(name) for name in getattr(model, "feature_names_in_", range(model.n_features_in_))]
+    if not hasattr(model, "categories_"):
+        return names
+    return [
+        f"{name}={level:g}" if some.dtype.kind == "f" else f"{name}={level}"
+        for name, some in zip(names, model.categories_, strict=True)
+        for level in some
+    ]
 
 
 def params(ds: xr.Dataset, known: Iterable[str]) -> dict[str, Any]:

@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from daskgmm.drawing import FAINT as _FAINT
+from daskgmm.drawing import INK as _INK
+from daskgmm.drawing import STAGES as _STAGES
+from daskgmm.drawing import bare as _bare
+from daskgmm.drawing import figure as _figure
+from daskgmm.drawing import number as _number
+from daskgmm.drawing import title as _title
 from daskgmm.em.info import Info
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _FAINT = "#222222", "#8a8a8a"
-_STAGES = {"sample": "#D55E00", "data": "#0072B2"}  # apart for every kind of colour vision (Okabe & Ito 2008)
 _GAP = 1  # pixels between two patches
 _FALL = 4.0  # a first pass that lies so many times deeper than the rest is tall would flatten it to a line
 
@@ -275,25 +280,3 @@ def _mosaic(patches: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     spaced[:, :, :h, :w] = patches
     whole = spaced.transpose(0, 2, 1, 3).reshape(rows * (h + _GAP), columns * (w + _GAP))
     return whole[:-_GAP, :-_GAP]
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
-
-
-def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
-
-
-def _number(value: float) -> str:
-    return f"{value:,.6g}".replace("-", "\N{MINUS SIGN}")
-
-
-def _bare(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.tick_params(colors=_INK, labelsize=9)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)

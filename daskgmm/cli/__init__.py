@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from daskgmm.cli import demo, fitting, model, planning, selection
+from daskgmm.cli import demo, fitting, model, planning, report, selection
 from daskgmm.console import Group
 
 
@@ -30,6 +30,7 @@ for command in (
     model.score,
     model.sample,
     model.show,
+    report.report,
     demo.demo,
 ):
     main.add_command(command)

@@ -31,3 +31,17 @@ def samples_in(
         raise click.UsageError("--array and --variables exclude each other: give one")
     names = variables.split(",") if variables else None
     return open_samples(store, array=array, variables=names, sample_weight=weights, labels=labels, missing=missing)
+
+
+def model_and_samples(
+    model: str, store: str, array: str | None, variables: str | None, missing: str
+) -> tuple[Any, Samples]:
+    """A model, and the features of a store that it was fitted to."""
+    from daskgmm.estimators.mixture import load
+
+    gm = load(model).set_params(missing=missing)
+    if array is None and variables is None and hasattr(gm, "feature_names_in_"):
+        variables = ",".join(gm.feature_names_in_)
+    samples = samples_in(store, array, variables, missing)
+    gm._open(samples)  # do its features fit the model?
+    return gm, samples

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from daskgmm.cli.inputs import samples_in, workers_for
+from daskgmm.cli.inputs import model_and_samples, workers_for
 from daskgmm.console import (
     as_text,
     input_options,
@@ -19,9 +18,6 @@ from daskgmm.console import (
     where_options,
 )
 from daskgmm.urls import presentable
-
-if TYPE_CHECKING:
-    from daskgmm.data.blocks import Samples
 
 
 @click.command()
@@ -60,7 +56,7 @@ def predict(
     from daskgmm.labelling import write_predictions
     from daskgmm.prediction import LABELS, LOG_DENSITY, PROBA
 
-    gm, samples = _model_and_samples(model, store, array, variables, missing)
+    gm, samples = model_and_samples(model, store, array, variables, missing)
     outputs = [LABELS, *([PROBA] if proba else []), *([LOG_DENSITY] if log_density else [])]
     origin = json.dumps([store, array, list(samples.names or ())])
     with workers_for(scheduler, workers, memory_limit), tqdm(desc="predict", unit="row", unit_scale=True) as bar:
@@ -101,7 +97,7 @@ def score(
     as_json: bool,
 ) -> None:
     """Mean log-density of STORE under MODEL, and BIC, AIC and ICL (lower is better)."""
-    gm, samples = _model_and_samples(model, store, array, variables, missing)
+    gm, samples = model_and_samples(model, store, array, variables, missing)
     with workers_for(scheduler, workers, memory_limit):
         report(gm.scores(samples), as_json)
 
@@ -138,9 +134,8 @@ def sample(
 @json_option
 def show(model: str, as_json: bool) -> None:
     """What MODEL is, and how it was fitted."""
-    import pandas as pd
-
     from daskgmm.persistence import read
+    from daskgmm.tables import components
 
     ds = read(model)
     fitted = json.loads(ds.attrs["fit"])
@@ -152,20 +147,5 @@ def show(model: str, as_json: bool) -> None:
     model = json.loads(ds.attrs["params"]).get("covariance_type")
     click.echo(ds.attrs["title"] + (f" ({model} covariances)" if model else ""))
     report({name: value for name, value in fitted.items() if not isinstance(value, list)}, False)
-    table = pd.DataFrame(ds["means"].values, columns=ds[ds["means"].dims[1]].values)
-    table.index.name = "component"
-    table.insert(0, "weight", ds["weights"].values)
+    table = components(ds["weights"].values, ds["means"].values, ds[ds["means"].dims[1]].values)
     click.echo(table.to_string(float_format="{:.6g}".format, max_cols=10))
-
-
-def _model_and_samples(
-    model: str, store: str, array: str | None, variables: str | None, missing: str
-) -> tuple[Any, Samples]:
-    from daskgmm.estimators.mixture import load
-
-    gm = load(model).set_params(missing=missing)
-    if array is None and variables is None and hasattr(gm, "feature_names_in_"):
-        variables = ",".join(gm.feature_names_in_)
-    samples = samples_in(store, array, variables, missing)
-    gm._open(samples)  # do its features fit the model?
-    return gm, samples

@@ -81,7 +81,7 @@ def select(
     check_free(output, overwrite)
     search = GaussianMixtureIC(**options)
     seconds = fitted(search, store, array, variables, scheduler, workers, memory_limit)
-    search.best_estimator_.save(output, overwrite=overwrite)
+    search.save(output, overwrite=overwrite)
     rows = search.results_.to_dataframe().reset_index()
     result = {
         "output": presentable(output),

@@ -68,7 +68,11 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _html_repr(self) -> str:
         text: str = estimator_html_repr(self._presentable())
-        return text
+        return text + self._summary() if hasattr(self, "n_passes_") else text
+
+    @abstractmethod
+    def _summary(self) -> str:
+        """What the fit found, as HTML."""
 
     def _presentable(self) -> Self:
         shown = copy(self)

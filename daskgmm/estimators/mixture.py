@@ -27,6 +27,7 @@ from daskgmm.families.coding import Coding
 from daskgmm.families.frame import Frame
 from daskgmm.fitting import Candidate, Fit, fit_mixture
 from daskgmm.seeding import Start
+from daskgmm.tables import History, components, summary
 from daskgmm.urls import presentable
 
 CONSTRAINTS: dict[str, list[Any]] = {
@@ -160,7 +161,14 @@ class EMMixture(BaseMixture):
         self.lower_bounds_ = list(fit.state.lower_bounds)
         self.n_passes_ = fit.n_passes
         self.n_samples_ = fit.survey.n
-        self.history_ = fit.history
+        self.history_ = History(fit.history)
+
+    def _summary(self) -> str:
+        return summary(
+            f"{'Converged' if self.converged_ else 'Not converged'} after {self.n_iter_} steps and {self.n_passes_} "
+            f"passes over {self.n_samples_:,} rows: {self._objective()} {self.lower_bound_:.6g} a row",
+            components(self.weights_, self.means_, persistence.columns(self)),
+        )
 
     def sample(self, n_samples: int = 1) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
         """Draw samples from the mixture.

@@ -25,6 +25,7 @@ from daskgmm.families.coding import Coding
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.prior import Prior
 from daskgmm.fitting import Fit, fit_mixtures
+from daskgmm.tables import History, summary
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -168,12 +169,24 @@ class GaussianMixtureIC(BaseMixture):
         self.results_ = results.assign_attrs(criterion=self.criterion, n_samples=fit.survey.n)
         self.n_passes_ = fit.n_passes
         self.n_samples_ = fit.survey.n
-        self.history_ = tuple(info for info in fit.history if info.stage == "data")
+        self.history_ = History(info for info in fit.history if info.stage == "data")
 
     def sample(self, n_samples: int = 1) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
         """Draw samples from the best mixture: rows (n_samples, n_features), and the component of each."""
         check_is_fitted(self)
         return self.best_estimator_.sample(n_samples)
+
+    def to_xarray(self) -> xr.Dataset:
+        """The best mixture as a labelled Dataset, which `daskgmm.load` reads; as ``candidate_…`` also `results_`."""
+        check_is_fitted(self)
+        candidates = self.results_.rename({name: f"candidate_{name}" for name in self.results_.data_vars})
+        # Strings of any length, as all others in the file are.
+        texts = {
+            name: variable.astype(object)
+            for name, variable in candidates.variables.items()
+            if variable.dtype.kind == "U"
+        }
+        return self.best_estimator_.to_xarray().merge(candidates.assign(texts)).assign_attrs(criterion=self.criterion)
 
     def plot(self) -> Figure:
         """The criterion over the number of components, for each covariance model."""
@@ -181,6 +194,15 @@ class GaussianMixtureIC(BaseMixture):
 
         check_is_fitted(self)
         return plot_selection(self.results_)
+
+    def _summary(self) -> str:
+        table = self.results_[self.criterion].transpose("n_components", "covariance_type").to_pandas()
+        best = ", ".join(f"{name} {value}" for name, value in self.best_params_.items())
+        return summary(
+            f"{self.criterion.upper()} of {table.size} candidates from {self.n_passes_} passes over "
+            f"{self.n_samples_:,} rows; the best is {best} with {self.best_score_:,.6g} (lower is better)",
+            table,
+        )
 
     def _grid(self) -> tuple[list[Any], list[Any]]:
         """Covariance models and numbers of components, each once and in their order."""

@@ -1,0 +1,1 @@
+"""A page that says what a model is and how well it fits: one pass over the data, figures, a template."""
