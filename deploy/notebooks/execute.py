@@ -36,7 +36,7 @@ class Watch(threading.Thread):
         self._times: dict[tuple[int, float], float] = {}  # of each process: seconds, as last seen
 
     def run(self) -> None:
-        while not self.over.wait(0.1):
+        while not self.over.wait(0.25):
             running = psutil.Process().children(recursive=True)
             self.peak = max(self.peak, sum(map(_held, running)))
             for process in running:
