@@ -119,8 +119,10 @@ def _of_rows(
     shape: tuple[int, ...],
     k: int,
 ) -> Seen:
-    there = ~np.isnan(log_density)
-    labels, doubt = labels[there], np.maximum(-np.expm1(log_certainty[there]), 0)
+    there = labels >= 0
+    # Of a row so far off that its distances overflow, nothing is a number: no component explains it at all.
+    log_density = np.where(np.isnan(log_density), -np.inf, log_density)
+    labels, doubt = labels[there], np.nan_to_num(np.maximum(-np.expm1(log_certainty[there]), 0), nan=1.0)
     n_bins = grid.edges.shape[1] - 1
     bins = [_binned(x[there, i], edges) for i, edges in zip(grid.features, grid.edges, strict=True)]
     doubts = len(UNCERTAINTIES) - 1

@@ -98,6 +98,15 @@ def test_the_worst_rows_are_a_monoid(gm, field):
     assert len(few.worst.index) == 4
 
 
+def test_a_row_that_is_too_far_off_for_numbers_is_the_worst(gm, field):
+    rows = field.reshape(-1, 3).copy()
+    rows[100] = 1e300
+    with np.errstate(over="ignore", invalid="ignore"):
+        found, _ = seen(gm, rows, grid(gm))
+    assert (found.n, found.n_missing, found.counts.sum()) == (len(rows) - 1, 1, len(rows) - 1)
+    assert (found.worst.index[0], found.worst.log_density[0]) == (100, -np.inf)
+
+
 def test_a_family_without_covariances_and_a_missing_value_of_a_row():
     rng = np.random.default_rng(1)
     x = (rng.random((500, 4)) < np.where(np.arange(500)[:, None] % 2, 0.2, 0.9)).astype(float)
