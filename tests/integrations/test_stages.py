@@ -22,6 +22,7 @@ from daskgmm.integrations import stages
 from daskgmm.integrations.stages import Place, Result, Word
 
 HERE = Place(workers=0)
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 class Killed(BaseException):
@@ -75,7 +76,6 @@ def passes(words: list[Word]) -> list[int]:
     return [int(match[1]) for match in found if match]
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("stage", STAGES)
 def test_done_again_it_changes_nothing(stage: Any, store: str, tmp_path: Path) -> None:
     words: list[Word] = []
@@ -90,12 +90,11 @@ def test_done_again_it_changes_nothing(stage: Any, store: str, tmp_path: Path) -
     assert passes(again) == []
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_it_goes_on_to_the_same_bits(stage: Any, store: str, tmp_path: Path) -> None:
     whole: list[Word] = []
     expected = bits(stage(store, tmp_path / "whole", whole.append).output)
-    for n in (2, 6, 9, 12):
+    for n in (4, 8):  # writes of the start, and of EM
         write, left, folder, words = Target.write, iter(range(n)), tmp_path / str(n), []
 
         def killing(self: Target, key: str, data: bytes, write: Any = write, left: Any = left) -> None:
