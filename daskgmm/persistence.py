@@ -50,10 +50,6 @@ def to_dataset(model: Any) -> xr.Dataset:
         **model._learned(),
     }
     variables = {name: (dims, np.asarray(getattr(model, f"{name}_"))) for name, dims in model._saved().items()}
-    if history := getattr(model, "history_", ()):  # for people; a model that is read has none
-        variables["pass_stage"] = ("pass", np.array([info.stage for info in history], dtype=object))
-        variables["pass_rows"] = ("pass", np.array([info.n_samples for info in history]))
-        variables["pass_seconds"] = ("pass", np.array([info.seconds for info in history]))
     ds = xr.Dataset(
         {
             "weights": ("component", model.weights_, {"long_name": "mixing weight"}),

@@ -125,7 +125,6 @@ def page(model: str, samples: Samples | None = None, store: str = "", missing: s
         else Drawn(svg(figures.plot_uncertainty(seen.uncertainty.sum(axis=0)), "uncertainty", *SIZE), "uncertainty"),
         doubtful=None if seen is None else _doubtful(seen),
         worst=[] if samples is None or seen is None else worst(samples, seen),
-        timings=timings(ds),
         most=_FEATURES,
     )
 
@@ -198,21 +197,6 @@ def worst(samples: Samples, seen: Seen) -> list[dict[str, Any]]:
         }
         for log_density, index, label, x in zip(of.log_density, of.index, of.label, of.x, strict=True)
     ]
-
-
-def timings(ds: Any) -> list[dict[str, Any]]:
-    """Passes over the sample and over all rows: how many, how long together, and how many rows a second."""
-    if "pass_seconds" not in ds:  # of a model that an earlier version wrote, or that was read before
-        return []
-    stages, rows, seconds = (ds[f"pass_{name}"].values for name in ("stage", "rows", "seconds"))
-    found = []
-    for stage, text in (("sample", "EM on samples"), ("data", "EM on all rows")):
-        of = stages == stage
-        if of.any():
-            total = float(seconds[of].sum())
-            speed = int(rows[of].sum() / max(total, 1e-9))
-            found.append({"text": text, "passes": int(of.sum()), "seconds": total, "speed": speed})
-    return found
 
 
 def selection(ds: Any) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from daskgmm import BayesianGaussianMixture, BernoulliMixture, GaussianMixture, GaussianMixtureIC, load
 from daskgmm.cli import main
-from daskgmm.reporting.page import clean, timings
+from daskgmm.reporting.page import clean
 
 EVIL = "<script>alert('$1$')&\"' onload=x"
 NAMES = ("temperature", EVIL, "oxygen \U0001f600\u202e")
@@ -121,16 +121,6 @@ def test_without_data_it_says_how_to_give_them(folder):
     assert page.figures == {"convergence": 1, "densities": 6}
     assert any("daskgmm report MODEL STORE" in text for text in page.texts["what"])
     assert "worst" not in page.texts
-
-
-def test_timings_are_those_of_the_history(blobs):
-    gm = GaussianMixture(3, random_state=0, subsample=300).fit(blobs)
-    found = {row["text"]: row for row in timings(gm.to_xarray())}
-    for stage, text in (("sample", "EM on samples"), ("data", "EM on all rows")):
-        infos = [info for info in gm.history_ if info.stage == stage]
-        assert found[text]["passes"] == len(infos) > 0
-        assert found[text]["seconds"] == pytest.approx(sum(info.seconds for info in infos))
-    assert timings(gm.to_xarray().drop_dims("pass")) == []
 
 
 def test_other_families_and_one_feature(tmp_path, blobs):
