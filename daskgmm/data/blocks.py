@@ -8,6 +8,7 @@ over them have the same bits on any number of workers.
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -43,6 +44,10 @@ class Source:
     def beside(self) -> tuple[str, ...]:
         """Which arrays there are beside those of the features."""
         return tuple(name for name in ("weight", "labels") if getattr(self, name) is not None)
+
+    def __dask_tokenize__(self) -> str:
+        """Its own each time: Dask would read all of a lazy variable for it, here in this process."""
+        return uuid.uuid4().hex
 
     def stamp(self) -> str | None:
         """The same as long as nothing is written to the arrays; None where that is not known."""

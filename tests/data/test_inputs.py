@@ -357,6 +357,17 @@ def test_nothing_is_computed_before_it_is_asked_for(method: str, labelled: bool,
         result.compute()
 
 
+def test_a_store_is_not_read_to_name_a_task(rows: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask's names are hashes of the arguments: of a lazy variable, of all of its values."""
+    samples = open_samples(lazily(rows, tmp_path, {"chunks": (2, 6, 10)}))
+
+    def read(*_: Any) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(zarr.Array, "__getitem__", read)
+    dask.base.tokenize(samples.source)
+
+
 def test_one_block_of_the_result_takes_one_block_of_the_input(rows: Array, reference: GaussianMixture) -> None:
     read: list[int] = []
 
