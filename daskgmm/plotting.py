@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.drawing import FAINT as _FAINT
-from daskgmm.drawing import INK as _INK
-from daskgmm.drawing import STAGES as _STAGES
-from daskgmm.drawing import bare as _bare
-from daskgmm.drawing import figure as _figure
-from daskgmm.drawing import number as _number
-from daskgmm.drawing import title as _title
+from daskgmm import drawing
 from daskgmm.em.info import Info
 
 if TYPE_CHECKING:
@@ -45,18 +39,18 @@ def plot_convergence(fit: Any, *, tol: float | None = None, title: str = "Log-li
 
     tol = getattr(fit, "tol", None) if tol is None else tol
     stages = _by_stage(getattr(fit, "history_", None) or getattr(fit, "lower_bounds_", fit))
-    figure = _figure(7.5, 5.5)
+    figure = drawing.figure(7.5, 5.5)
     above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 2]})
     start = 0
     for stage, (bounds, label) in stages.items():
         passes = np.arange(start + 1, start + len(bounds) + 1)
-        style = {"color": _STAGES[stage], "marker": "o", "markersize": 4, "linewidth": 1.6, "label": label}
+        style = {"color": drawing.STAGES[stage], "marker": "o", "markersize": 4, "linewidth": 1.6, "label": label}
         above.plot(passes, bounds, **style)
         change = np.abs(np.diff(bounds))
         below.plot(passes[1:], np.where(change > 0, change, np.nan), **style)
         above.annotate(
-            _number(bounds[-1]), (passes[-1], bounds[-1]), (0, 7), textcoords="offset points",
-            ha="center", color=_STAGES[stage], fontsize=9,
+            drawing.number(bounds[-1]), (passes[-1], bounds[-1]), (0, 7), textcoords="offset points",
+            ha="center", color=drawing.STAGES[stage], fontsize=9,
         )  # fmt: skip
         start += len(bounds)
     _focus(above, [bounds for bounds, _ in stages.values()])
@@ -65,10 +59,10 @@ def plot_convergence(fit: Any, *, tol: float | None = None, title: str = "Log-li
     if any(np.diff(bounds).any() for bounds, _ in stages.values()):
         below.set_yscale("log")
     if tol:
-        below.axhline(tol, color=_FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        below.axhline(tol, color=drawing.FAINT, linewidth=1, linestyle=(0, (4, 3)))
         below.annotate(
             f"tol = {tol:g}", (0, tol), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="left", va="bottom", color=_FAINT, fontsize=9,
+            ha="left", va="bottom", color=drawing.FAINT, fontsize=9,
         )  # fmt: skip
     above.set_ylabel("log-likelihood\n(nats per sample)")
     below.set_ylabel("change in a pass\n(nats per sample)")
@@ -76,9 +70,9 @@ def plot_convergence(fit: Any, *, tol: float | None = None, title: str = "Log-li
     below.set_xlabel("pass (a gap: it changed nothing)" if gap else "pass")
     below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in (above, below):
-        _bare(axes)
+        drawing.bare(axes)
     figure.align_ylabels()
-    _title(figure, title)
+    drawing.title(figure, title)
     return figure
 
 
@@ -101,12 +95,14 @@ def plot_selection(results: Any, *, title: str = "") -> Figure:
     name = results.attrs["criterion"]
     values = results[name].transpose("covariance_type", "n_components").values
     ks, best = results["n_components"].values, np.unravel_index(np.nanargmin(values), values.shape)
-    figure = _figure(7.5, 4.5)
+    figure = drawing.figure(7.5, 4.5)
     axes = figure.subplots()
-    colours = [_STAGES["data"] if i == best[0] else _FAINT for i in range(len(values))]
+    colours = [drawing.STAGES["data"] if i == best[0] else drawing.FAINT for i in range(len(values))]
     for line, colour in zip(values, colours, strict=True):
-        axes.plot(ks, line, color=colour, marker="o", markersize=4, zorder=2 + (colour != _FAINT))
-    axes.plot(ks[best[1]], values[best], marker="o", markersize=11, markerfacecolor="none", color=_STAGES["data"])
+        axes.plot(ks, line, color=colour, marker="o", markersize=4, zorder=2 + (colour != drawing.FAINT))
+    axes.plot(
+        ks[best[1]], values[best], marker="o", markersize=11, markerfacecolor="none", color=drawing.STAGES["data"]
+    )
     (low, high), at = axes.get_ylim(), -np.inf
     known = [line[np.isfinite(line)] for line in values]
     named = [i for i, line in enumerate(known) if len(line)]
@@ -117,9 +113,9 @@ def plot_selection(results: Any, *, title: str = "") -> Figure:
     axes.set_xlabel("number of components")
     axes.set_ylabel(f"{name.upper()} (lower is better)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _bare(axes)
+    drawing.bare(axes)
     model, k = results["covariance_type"].values[best[0]], ks[best[1]]
-    _title(figure, title or f"{model}, {k} components: {name.upper()} {_number(float(values[best]))}")
+    drawing.title(figure, title or f"{model}, {k} components: {name.upper()} {drawing.number(float(values[best]))}")
     return figure
 
 
@@ -157,7 +153,7 @@ def plot_segmentation(
     lookup = np.concatenate([palette, [[255, 255, 255]]]).astype(np.uint8)  # -1 is the last: white
     n = len(images)
     height = sum(image.shape[0] / image.shape[1] for image in images)
-    figure = _figure(10, 5 * height + 1.4)
+    figure = drawing.figure(10, 5 * height + 1.4)
     grid = figure.add_gridspec(n + 1, 2, height_ratios=[1] * n + [0.1])
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         for j, (pixels, what) in enumerate(((image, "photograph"), (lookup[label], f"{len(palette)} components"))):
@@ -165,19 +161,19 @@ def plot_segmentation(
             axes.imshow(pixels, interpolation="nearest")
             axes.set_axis_off()
             name = f"{names[i]}: " if names is not None else ""
-            axes.set_title(f"{name}{what}", loc="left", fontsize=10, color=_INK)
+            axes.set_title(f"{name}{what}", loc="left", fontsize=10, color=drawing.INK)
     strip = figure.add_subplot(grid[n, :])
     left = 0.0
     for k in np.argsort(-share, kind="stable"):
         strip.barh(0, share[k], left=left, height=1, color=palette[k] / 255, edgecolor="white", linewidth=1.5)
         if share[k] > 0.03:
-            ink = "white" if palette[k] @ [0.299, 0.587, 0.114] < 140 else _INK  # luma, ITU-R BT.601
+            ink = "white" if palette[k] @ [0.299, 0.587, 0.114] < 140 else drawing.INK  # luma, ITU-R BT.601
             strip.text(left + share[k] / 2, 0, f"{share[k]:.0%}", ha="center", va="center", color=ink, fontsize=9)
         left += share[k]
     strip.set(xlim=(0, left), ylim=(-0.5, 0.5))
     strip.set_axis_off()
-    strip.set_title("weight of each component, in its mean colour", loc="left", fontsize=10, color=_INK)
-    _title(figure, title)
+    strip.set_title("weight of each component, in its mean colour", loc="left", fontsize=10, color=drawing.INK)
+    drawing.title(figure, title)
     return figure
 
 
@@ -219,7 +215,7 @@ def plot_eigenvectors(
     # The sign of an eigenvector means nothing: bright is where most of it points.
     vectors = vectors * np.where(vectors.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
     mosaic = _mosaic(vectors.transpose(0, 2, 1).reshape(k, n, *shape))
-    figure = _figure(1.9 + 0.52 * n * shape[1] / max(shape), 1.15 + 0.52 * k * shape[0] / max(shape))
+    figure = drawing.figure(1.9 + 0.52 * n * shape[1] / max(shape), 1.15 + 0.52 * k * shape[0] / max(shape))
     axes = figure.subplots()
     reach = float(np.nanpercentile(np.abs(mosaic), 99))  # one pixel must not take the contrast from all others
     axes.imshow(mosaic, cmap="gray", vmin=-reach, vmax=reach, interpolation="nearest")
@@ -232,12 +228,12 @@ def plot_eigenvectors(
     deviation = np.sqrt(np.trace(matrices, axis1=1, axis2=2) / d)
     right = axes.secondary_yaxis("right")
     right.set_yticks(rows, [f"{s:#.3g}" for s in deviation])
-    right.set_ylabel(f"standard deviation{f' ({unit})' if unit else ''}", color=_INK)
+    right.set_ylabel(f"standard deviation{f' ({unit})' if unit else ''}", color=drawing.INK)
     for side in (axes, right):
-        side.tick_params(length=0, labelsize=9, colors=_INK)
+        side.tick_params(length=0, labelsize=9, colors=drawing.INK)
         for spine in side.spines.values():
             spine.set_visible(False)
-    _title(figure, title)
+    drawing.title(figure, title)
     return figure
 
 
@@ -268,8 +264,8 @@ def _focus(axes: Axes, series: Sequence[Sequence[float]]) -> None:
         margin = 0.06 * (high - low)
         axes.set_ylim(low - margin, high + 2 * margin)
         axes.annotate(
-            f"from {_number(min(everything))}", (2, 0), (8, 4), xycoords=("data", "axes fraction"),
-            textcoords="offset points", ha="left", va="bottom", color=_FAINT, fontsize=9,
+            f"from {drawing.number(min(everything))}", (2, 0), (8, 4), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="left", va="bottom", color=drawing.FAINT, fontsize=9,
         )  # fmt: skip
 
 

@@ -27,21 +27,19 @@ def samples_in(
 ) -> Samples:
     from daskgmm.data.open import open_samples
 
-    if array and variables:
-        raise click.UsageError("--array and --variables exclude each other: give one")
-    names = variables.split(",") if variables else None
+    names = _names(array, variables)
     return open_samples(store, array=array, variables=names, sample_weight=weights, labels=labels, missing=missing)
 
 
 def model_and_samples(
     model: str, store: str, array: str | None, variables: str | None, missing: str
 ) -> tuple[Any, Samples]:
-    """A model, and the features of a store that it was fitted to."""
-    from daskgmm.estimators.mixture import load
+    from daskgmm.estimators.stored import load_with_samples
 
-    gm = load(model).set_params(missing=missing)
-    if array is None and variables is None and hasattr(gm, "feature_names_in_"):
-        variables = ",".join(gm.feature_names_in_)
-    samples = samples_in(store, array, variables, missing)
-    gm._open(samples)  # do its features fit the model?
-    return gm, samples
+    return load_with_samples(model, store, array, _names(array, variables), missing)
+
+
+def _names(array: str | None, variables: str | None) -> list[str] | None:
+    if array and variables:
+        raise click.UsageError("--array and --variables exclude each other: give one")
+    return variables.split(",") if variables else None

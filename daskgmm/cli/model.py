@@ -53,29 +53,26 @@ def predict(
     """
     from tqdm.auto import tqdm
 
-    from daskgmm.labelling import write_predictions
-    from daskgmm.prediction import LABELS, LOG_DENSITY, PROBA
+    from daskgmm.estimators.stored import label
 
     gm, samples = model_and_samples(model, store, array, variables, missing)
-    outputs = [LABELS, *([PROBA] if proba else []), *([LOG_DENSITY] if log_density else [])]
-    origin = json.dumps([store, array, list(samples.names or ())])
     with workers_for(scheduler, workers, memory_limit), tqdm(desc="predict", unit="row", unit_scale=True) as bar:
 
         def watch(done: int, of: int) -> None:
             bar.total = of
             bar.update(done - bar.n)
 
-        write_predictions(
-            gm._coded(samples),
-            gm._components(),
-            outputs,
+        names = label(
+            gm,
+            samples,
+            (store, array),
             output,
-            missing=missing,
-            origin=origin,
+            proba=proba,
+            log_density=log_density,
             overwrite=overwrite,
             watch=watch,
         )
-    click.echo(f"{presentable(output)}: {', '.join(o.name for o in outputs)} of {samples.n:,} samples")
+    click.echo(f"{presentable(output)}: {', '.join(names)} of {samples.n:,} samples")
 
 
 @click.command()

@@ -7,7 +7,6 @@ outputs that daskgmm wrote there before are replaced by the same bits. So whatev
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import daskgmm
 from daskgmm.cluster import workers
 from daskgmm.em.info import Info
+from daskgmm.estimators.stored import label, load_with_samples
 from daskgmm.urls import presentable
 
 Row = dict[str, Any]
@@ -223,30 +223,14 @@ def predict(
     FileExistsError
         There is something at the output that daskgmm did not write.
     """
-    from daskgmm.labelling import write_predictions
-    from daskgmm.prediction import LABELS, LOG_DENSITY, PROBA
-
     begin = time.perf_counter()
-    gm = daskgmm.load(model).set_params(missing=missing)
-    if array is None and variables is None and hasattr(gm, "feature_names_in_"):
-        variables = [str(name) for name in gm.feature_names_in_]
-    samples = daskgmm.open_samples(store, array=array, variables=variables, missing=missing)
-    outputs = [LABELS, *([PROBA] if proba else []), *([LOG_DENSITY] if log_density else [])]
+    gm, samples = load_with_samples(model, store, array, variables, missing)
 
     def watch(done: int, of: int) -> None:
         tell(Word(f"{done:,} of {of:,} samples are written", done / max(of, 1)))
 
     with place.opened():
-        write_predictions(
-            gm._coded(samples),
-            gm._components(),
-            outputs,
-            output,
-            missing=missing,
-            origin=json.dumps([store, array, list(samples.names or ())]),
-            overwrite=True,
-            watch=watch,
-        )
+        label(gm, samples, (store, array), output, proba=proba, log_density=log_density, overwrite=True, watch=watch)
     return Result(output, {"n_samples": int(samples.n), "seconds": round(time.perf_counter() - begin, 3)})
 
 
