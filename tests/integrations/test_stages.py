@@ -146,7 +146,7 @@ def test_without_what_it_is_for(module: str, needs: str, monkeypatch: pytest.Mon
 def test_a_model_of_other_features_is_refused_before_anything_is_written(store: str, tmp_path: Path) -> None:
     model = fit(store, tmp_path, lambda _: None).output
     other = tmp_path / "other.zarr"
-    zarr.create_array(str(other), data=np.zeros((20, 2)), chunks=(10, 2))
+    zarr.create_array(str(other), data=np.ones((20, 2)), chunks=(10, 2))
     with pytest.raises(ValueError, match="has 2 features, but GaussianMixture is expecting 3 features"):
         stages.predict(model, str(other), f"{tmp_path}/labels.zarr", place=HERE)
     assert not (tmp_path / "labels.zarr").exists()
