@@ -90,6 +90,15 @@ def test_a_first_pass_that_would_flatten_the_rest_is_told_in_words():
     np.testing.assert_array_equal(series(above)[0].get_ydata(), bounds)
 
 
+def test_what_rounding_does_below_the_tolerance_does_not_look_like_a_fall():
+    above, _ = plot_convergence([-9.0, -2.5 - 2e-6, -2.5, -2.5 - 1e-6], tol=1e-5).axes
+    low, high = above.get_ylim()
+    assert high - low >= 10 * 1e-5
+    assert low < -2.5 - 2e-6
+    assert high > -2.5
+    assert "from −9" in texts(above)
+
+
 @pytest.mark.parametrize("bounds", [[], [-1.0], [-1.0, -1.0]])
 def test_convergence_of_a_short_fit_can_be_drawn(bounds):
     drawn(plot_convergence(bounds, tol=1e-3))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from click.testing import CliRunner
 from sklearn.exceptions import ConvergenceWarning
@@ -239,3 +241,39 @@ def test_its_picture_has_a_line_for_each_model(search):
     for line, model in zip(lines, search.results_.covariance_type.values, strict=True):
         np.testing.assert_array_equal(line.get_ydata(), search.results_.bic.sel(covariance_type=model))
     assert {"VVV", "EEE", "VVI"} <= {text.get_text() for text in figure.axes[0].texts}
+
+
+def results_of(bic):
+    """As a search has them, of models by all their names and from one component on."""
+    models = ["EII", "VII", "EEI", "VEI", "EVI", "VVI", "EEE"][: len(bic)]
+    ks = np.arange(1, bic.shape[1] + 1)
+    dims = ("covariance_type", "n_components")
+    return xr.Dataset({"bic": (dims, bic)}, {"covariance_type": models, "n_components": ks}, {"criterion": "bic"})
+
+
+def test_the_picture_of_many_models_is_a_field_of_what_they_are_behind_the_best():
+    bic = np.random.default_rng(0).uniform(100, 1000, (7, 4))
+    bic[2, 1], bic[4, 3] = 7, np.nan
+    axes, bar = plot_selection(results_of(bic)).axes
+    (field,) = axes.collections
+    shown = np.ma.filled(field.get_array(), np.nan)
+    np.testing.assert_array_equal(shown, bic - 7)  # where it is NaN, blank
+    (best,) = axes.get_lines()
+    assert [*best.get_xdata(), *best.get_ydata()] == [2, 2]
+    assert [label.get_text() for label in axes.get_yticklabels()][2] == "EEI"
+    assert bar.get_ylabel() == "BIC above the best"
+
+
+def test_a_field_of_candidates_that_are_all_alike_can_be_drawn():
+    plot_selection(results_of(np.full((6, 1), 3.0))).savefig(io.BytesIO(), format="svg")
+
+
+def test_names_of_lines_that_end_close_stand_apart_and_around_their_ends():
+    bic = np.array([[900.0, 100.0], [800, 101], [700, 102], [0, 500]])
+    axes = plot_selection(results_of(bic)).axes[0]
+    low, high = axes.get_ylim()
+    places = [text.get_position()[1] for text in axes.texts]
+    assert [text.get_text() for text in axes.texts] == ["EII", "VII", "EEI", "VEI"]
+    assert min(np.diff(places)) >= 0.0449 * (high - low)
+    assert np.mean(places[:3]) == pytest.approx(101)
+    assert places[3] == pytest.approx(500)
