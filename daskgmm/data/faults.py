@@ -41,6 +41,7 @@ def retried(action: Callable[[], T], final: tuple[type[Exception], ...] = ()) ->
 def reason(error: BaseException) -> str:
     """What an error says, in a line."""
     text = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+    text = text.partition(" Debug source: ")[0]  # where obstore says the same once more, to its developers
     return presentable(text).rstrip(".:") or type(error).__name__
 
 
@@ -63,7 +64,7 @@ def what_is_wrong(error: BaseException) -> str:
 def unread(what: str, error: BaseException) -> OSError:
     """The error that a store does not give something, after all tries."""
     return OSError(
-        f"cannot read {what} ({reason(error)}): see to the store and the permissions, and run the same again"
+        f"cannot read {what} ({reason(error)}): see to the store, its limits and the permissions, and run the same again"
     )
 
 

@@ -1,0 +1,87 @@
+"""Chunks that a store does not give: named, and not said to be damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import xarray as xr
+import zarr
+from zarr.abc.store import Store
+from zarr.storage import LocalStore, WrapperStore
+
+import daskgmm.data.faults
+from daskgmm import GaussianMixture, open_samples
+
+Array = npt.NDArray[np.float64]
+
+ERRORS = {
+    "throttled": (OSError(16, "Service Unavailable"), r"\[Errno 16\] Service Unavailable"),
+    "denied": (PermissionError("Forbidden."), "Forbidden"),
+    "gone": (ConnectionResetError(), "ConnectionResetError"),
+    "as botocore says it": (Exception("Unable to locate credentials"), "Unable to locate credentials"),
+    "as obstore says it": (
+        RuntimeError('Generic S3 error: 503\n\nDebug source:\nGeneric {\n  store: "S3" }'),
+        "Generic S3 error: 503",
+    ),
+    "words of a codec": (ValueError("3 bytes of 5: checksum truncated"), "3 bytes of 5: checksum truncated"),
+    "a secret": (OSError("no answer from https://user:hidden@host/x?X-Amz-Signature=hidden"), r"no answer from [^ ]*"),
+}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "plain": {"chunks": (25, 3)},
+    "shards": {"chunks": (25, 3), "shards": (100, 3)},
+    "v2": {"chunks": (25, 3), "zarr_format": 2},
+}
+
+
+class Refusing(WrapperStore[Store]):
+    """A store that does not give what one key is of."""
+
+    def __init__(self, path: Path, key: str, error: Exception) -> None:
+        super().__init__(LocalStore(path, read_only=True))
+        self.key, self.error, self.asked = key, error, 0
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        if key == self.key:
+            self.asked += 1
+            raise self.error
+        return await self._store.get(key, prototype, byte_range)
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daskgmm.data.faults, "_PAUSES", (0.0, 0.0))
+
+
+@pytest.mark.parametrize("why", ERRORS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_chunk_that_a_store_refuses_is_named(layout: str, why: str, blobs: Array, tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "x.zarr", data=blobs, **LAYOUTS[layout])
+    (error, says), key = ERRORS[why], array.metadata.encode_chunk_key((2, 0))
+    refusing = zarr.open_array(Refusing(tmp_path / "x.zarr", key, error), mode="r")
+    with pytest.raises(OSError, match=rf"^cannot read chunk '{key}' of array '[^']*' \({says}\): see to ") as caught:
+        GaussianMixture(3, random_state=0).fit(refusing)
+    assert "\n" not in str(caught.value)
+    assert "hidden" not in str(caught.value)
+    assert "limits and the permissions, and run the same again" in str(caught.value)
+
+
+def test_a_chunk_of_a_variable_that_a_store_refuses_is_named(blobs: Array, tmp_path: Path) -> None:
+    cube = blobs.reshape(6, 10, 10, 3)
+    ds = xr.Dataset({name: (("time", "lat", "lon"), cube[..., i]) for i, name in enumerate("abc")})
+    ds.to_zarr(tmp_path / "x.zarr", encoding={name: {"chunks": (2, 10, 10)} for name in ds}, consolidated=False)
+    refusing = Refusing(tmp_path / "x.zarr", "b/c/1/0/0", PermissionError("Forbidden"))
+    with pytest.raises(OSError, match=r"^cannot read chunk 'c/1/0/0' of array '[^']*/b' \(Forbidden\): see to "):
+        GaussianMixture(3, random_state=0).fit(zarr.open_group(refusing, mode="r"))
+
+
+def test_a_store_without_memory_is_not_asked_again(blobs: Array, tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "x.zarr", data=blobs, chunks=(25, 3))
+    refusing = Refusing(tmp_path / "x.zarr", "c/2/0", MemoryError())  # type: ignore[arg-type]
+    samples = open_samples(zarr.open_array(refusing, mode="r"))
+    with pytest.raises(MemoryError):
+        samples.source.read(samples.blocks[0].regions[0])
+    assert refusing.asked == 1
