@@ -155,6 +155,32 @@ class Stored:
         )
 
 
+@dataclass(frozen=True)
+class Lazy:
+    """A variable of an xarray object that somebody opened, whose rows are still where they came from."""
+
+    array: Any  # xarray's
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def __getitem__(self, region: tuple[slice, ...]) -> npt.NDArray[np.generic]:
+        try:
+            return retried(lambda: np.asarray(self.array[region]))
+        except MemoryError:
+            raise
+        except Exception as error:
+            place = ", ".join(
+                f"{dim} {s.start} to {s.stop - 1}" for dim, s in zip(self.array.dims, region, strict=False)
+            )
+            raise unread(f"{place} of a variable", error) from cause(error)
+
+
 def _cuts(extent: slice, unit: int) -> list[slice]:
     """The parts of an extent along an axis, each of one chunk."""
     edges = [extent.start, *range((extent.start // unit + 1) * unit, extent.stop, unit), extent.stop]

@@ -22,8 +22,8 @@ from daskgmm import GaussianMixture
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proxy import Proxy  # noqa: E402
-from walking import free_port, until  # noqa: E402
+from proxy import Proxy
+from walking import free_port, until
 
 BUCKET = "bucket"
 N_CHUNKS, N_BLOCKS = 24, 12
@@ -175,4 +175,3 @@ def command(client: Client, *arguments: Any) -> str:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return out + err
-

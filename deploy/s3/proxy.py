@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of an object store that fails as stores do: a seeded share of requests, or all of some keys."""
+"""An HTTP proxy before an object store, which fails as stores do: a seeded share of requests, or all of some keys."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ ERRORS = {
     "as obstore says it": (
         RuntimeError('Generic S3 error: 503\n\nDebug source:\nGeneric {\n  store: "S3" }'),
         "Generic S3 error: 503",
+    ),
+    "as icechunk says it": (
+        RuntimeError(
+            "  x I/O error\n  | \n  | context:\n  |    0: icechunk::get\n  | \n  |-> I/O error\n  `-> too slow\n"
+        ),
+        r"x I/O error \| \|-> I/O error `-> too slow",
     ),
     "words of a codec": (ValueError("3 bytes of 5: checksum truncated"), "3 bytes of 5: checksum truncated"),
     "a secret": (OSError("no answer from https://user:hidden@host/x?X-Amz-Signature=hidden"), r"no answer from [^ ]*"),
@@ -85,3 +92,56 @@ def test_a_store_without_memory_is_not_asked_again(blobs: Array, tmp_path: Path)
     with pytest.raises(MemoryError):
         samples.source.read(samples.blocks[0].regions[0])
     assert refusing.asked == 1
+
+
+@pytest.fixture
+def opened(blobs: Array, tmp_path: Path) -> Any:
+    """A Dataset that a user opens without Dask, on a store whose chunks fail as often as the test asks for."""
+    ds = xr.Dataset({name: ("row", blobs[:, i]) for i, name in enumerate("abc")})
+    ds.to_zarr(tmp_path / "x.zarr", encoding={name: {"chunks": (100,)} for name in ds}, consolidated=False)
+
+    def opened(failures: int) -> xr.Dataset:
+        left = iter(range(failures))
+
+        class Failing(WrapperStore[Store]):
+            def _with_store(self, store: Store) -> Failing:
+                return self
+
+            async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+                if key == "b/c/2" and next(left, None) is not None:
+                    raise ConnectionResetError("the other side has gone")
+                return await self._store.get(key, prototype, byte_range)
+
+        store = Failing(LocalStore(tmp_path / "x.zarr", read_only=True))
+        return xr.open_zarr(store, chunks=None, consolidated=False)[["a", "b", "c"]]  # a store has no order
+
+    return opened
+
+
+def test_a_variable_that_somebody_opened_is_read_again(opened: Any, blobs: Array) -> None:
+    found = GaussianMixture(3, random_state=0, persist=False).fit(opened(2))
+    expected = GaussianMixture(3, random_state=0, persist=False).fit(opened(0))
+    assert np.array_equal(found.means_, expected.means_)
+
+
+def test_of_a_variable_that_somebody_opened_the_rows_are_named(opened: Any) -> None:
+    with pytest.raises(
+        OSError, match=r"^cannot read row \d+ to \d+ of a variable \(the other side has gone\): see to the store"
+    ):
+        GaussianMixture(3, random_state=0).fit(opened(1000))
+
+
+def test_a_client_that_tries_for_long_by_itself_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daskgmm.data.faults, "_PATIENCE", 0.1)
+    asked: list[float] = []
+
+    def slow(seconds: float) -> None:
+        asked.append(seconds)
+        time.sleep(seconds)
+        raise ConnectionResetError
+
+    for seconds, times in ((0.0, 3), (0.06, 2), (0.2, 1)):
+        asked.clear()
+        with pytest.raises(ConnectionResetError):
+            daskgmm.data.faults.retried(lambda: slow(seconds))  # noqa: B023
+        assert len(asked) == times
