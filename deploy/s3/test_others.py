@@ -44,11 +44,14 @@ def test_an_array_and_variables_in_obstore(
     rows: Any, client: Client, remote: str, expected: dict[str, Any], proxy: Proxy, tmp_path: Path
 ) -> None:
     columns(rows).to_zarr(f"s3://{BUCKET}/columns.zarr", encoding=ENCODING, consolidated=False)
-    for prefix in ("x.zarr", "columns.zarr"):
-        node = zarr.open(ObjectStore(S3Store(BUCKET, prefix=prefix), read_only=True), mode="r")
-        with proxy.failing(0.2) as faults:
-            same(found(node, tmp_path / prefix), expected)
-        assert min(faults[kind] for kind in TRANSIENT) >= 5, faults
+    data = {
+        prefix: open_samples(zarr.open(ObjectStore(S3Store(BUCKET, prefix=prefix), read_only=True), mode="r"))
+        for prefix in ("x.zarr", "columns.zarr")
+    }
+    with proxy.failing(0.1) as faults:
+        for prefix, samples in data.items():
+            same(found(samples, tmp_path / prefix), expected)
+    assert min(faults[kind] for kind in TRANSIENT) >= 5, faults
 
 
 def test_a_chunk_that_is_never_given_to_obstore_is_named(client: Client, remote: str, proxy: Proxy) -> None:
@@ -122,7 +125,7 @@ def test_what_is_committed_to_icechunk(
         "group": zarr.open_group(store, path="columns", mode="r"),
         "Dataset": xr.open_zarr(store, group="columns", consolidated=False, chunks=None)[[*NAMES]],
     }
-    with proxy.failing(0.2) as faults:
+    with proxy.failing(0.1) as faults:
         for name, data in inputs.items():
             same(found(data, tmp_path / f"{name}.zarr", checkpoint=tmp_path / f"{name}.kept"), expected)
     assert where is disk or min(faults[kind] for kind in TRANSIENT) >= 5, faults

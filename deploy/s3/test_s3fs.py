@@ -10,9 +10,11 @@ from typing import Any
 
 import fsspec
 import pytest
-from conftest import BUCKET, FIT, N_BLOCKS, N_CHUNKS, PASSES, arrays, begun, command, fit, on_workers, same
+from conftest import BUCKET, FIT, N_BLOCKS, N_CHUNKS, PASSES, arrays, begun, command, ended, fit, on_workers, same
 from distributed import Client
 from proxy import TRANSIENT, Proxy
+
+from daskgmm import load, open_samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:EM did not converge")
 
@@ -28,12 +30,14 @@ def test_data_model_checkpoint_and_labels_are_those_of_a_disk(
     at = f"s3://{BUCKET}/failing"
     with proxy.failing(0.1) as faults:
         fit(remote, checkpoint=f"{at}/kept").save(f"{at}/model.zarr")
-        command(client, "predict", f"{at}/model.zarr", remote, "--output", f"{at}/labels.zarr")
-        scores = command(client, "score", f"{at}/model.zarr", remote, "--json")
-        command(client, "report", f"{at}/model.zarr", remote, "--output", f"{at}/report.html")
-    same(arrays(f"{at}/model.zarr"), expected)
+        model = f"{at}/model.zarr"
+        of_labels = begun(client, "predict", model, remote, "--output", f"{at}/labels.zarr")
+        of_scores = begun(client, "score", model, remote, "--json")
+        of_report = begun(client, "report", model, remote, "--output", f"{at}/report.html")
+        _, scores, _ = map(ended, (of_labels, of_scores, of_report))
+    same(arrays(model), expected)
     same(arrays(f"{at}/labels.zarr"), expected)
-    assert json.loads(scores) == json.loads(command(client, "score", local.with_name("model.zarr"), local, "--json"))
+    assert json.loads(scores) == load(local.with_name("model.zarr")).scores(open_samples(local))
     with fsspec.open(f"{at}/report.html") as page:
         assert b"</html>" in page.read()
     assert min(faults[kind] for kind in TRANSIENT) >= 5, faults
@@ -53,7 +57,7 @@ def test_a_command_that_is_killed_goes_on_from_its_checkpoint(
             process.kill()
 
     with proxy.watched(kill):
-        assert process.wait(timeout=120) == -9
+        assert process.wait(timeout=200) == -9
     proxy.quiet()
     with proxy.recording() as seen:
         command(client, *words)
@@ -73,7 +77,7 @@ def test_a_prediction_that_is_killed_writes_only_what_is_missing(
             process.kill()
 
     with proxy.watched(kill):
-        assert process.wait(timeout=120) == -9
+        assert process.wait(timeout=200) == -9
         proxy.quiet()
     fs = fsspec.filesystem("s3", skip_instance_cache=True)
     written = {f"/{key}" for key in fs.find(f"{at}/labels/c")}
@@ -129,7 +133,7 @@ def test_no_secret_is_shown(client: Client, remote: str, tmp_path: Path, proxy: 
             begun(client, "fit", store, *FIT, *(word for place in where.items() for word in place))
             for store, where in failing
         ]:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=200)
             assert process.returncode == 1
             assert "Error: " in err
             for text in (out, err, json.dumps(client.get_worker_logs())):
