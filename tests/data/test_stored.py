@@ -131,6 +131,32 @@ def test_of_a_variable_that_somebody_opened_the_rows_are_named(opened: Any) -> N
         GaussianMixture(3, random_state=0).fit(opened(1000))
 
 
+class Unlisted(WrapperStore[Store]):
+    """A store that does not say what is there, some times in a row."""
+
+    def __init__(self, path: Path, times: int) -> None:
+        super().__init__(LocalStore(path, read_only=True))
+        self.times = times
+
+    async def list_prefix(self, prefix: str) -> Any:
+        self.times -= 1
+        if self.times >= 0:
+            raise RuntimeError("Generic S3 error: response body error")
+        async for key in self._store.list_prefix(prefix):
+            yield key
+
+
+def test_a_list_of_chunks_is_asked_for_again(blobs: Array, tmp_path: Path) -> None:
+    """More often than all else that opens the data."""
+    zarr.create_array(tmp_path / "x.zarr", data=blobs, chunks=(25, 3))
+    assert open_samples(zarr.open_array(Unlisted(tmp_path / "x.zarr", 5), mode="r")).shape == (600,)
+    with pytest.raises(
+        OSError,
+        match=r"^cannot read the list of chunks of array '.*' \(Generic .* error\): see to .* run the same again$",
+    ):
+        open_samples(zarr.open_array(Unlisted(tmp_path / "x.zarr", 1000), mode="r"))
+
+
 def test_a_client_that_tries_for_long_by_itself_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daskgmm.data.faults, "_PATIENCE", 0.1)
     asked: list[float] = []
