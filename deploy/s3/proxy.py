@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +18,7 @@ ANSWERS = {  # status and message, as S3 has them
     "AccessDenied": (403, "Access Denied"),
 }
 # The last two are of the connection: closed when the request is done but not answered, or in the middle of the answer.
-TRANSIENT = ("SlowDown", "InternalError", "closed", "cut")
+TRANSIENT: Sequence[str] = ("SlowDown", "InternalError", "closed", "cut")
 _NOT_PASSED_ON = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
 
@@ -31,7 +31,7 @@ class Proxy(ThreadingHTTPServer):
     def __init__(self, upstream: int, seed: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream, self.lock = upstream, threading.Lock()
-        self.share, self.rng = 0.0, random.Random(seed)
+        self.share, self.kinds, self.rng = 0.0, TRANSIENT, random.Random(seed)
         self.refused: tuple[str, str] | None = None  # what paths hold that always fail, and how
         self.seen: list[tuple[str, str]] = []  # method and path of each request
         self.faults: Counter[str] = Counter()
@@ -43,10 +43,12 @@ class Proxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     @contextmanager
-    def failing(self, share: float = 0.0, refused: tuple[str, str] | None = None) -> Iterator[Counter[str]]:
+    def failing(
+        self, share: float = 0.0, kinds: Sequence[str] = TRANSIENT, refused: tuple[str, str] | None = None
+    ) -> Iterator[Counter[str]]:
         """For a while; counts the faults."""
         self.faults = Counter()
-        self.share, self.refused = share, refused
+        self.share, self.kinds, self.refused = share, kinds, refused
         try:
             yield self.faults
         finally:
@@ -80,7 +82,7 @@ class Proxy(ThreadingHTTPServer):
             if self.refused is not None and self.refused[0] in path:
                 found = self.refused[1]
             elif self.rng.random() < self.share:
-                found = self.rng.choice(TRANSIENT)
+                found = self.rng.choice(self.kinds)
             else:
                 return None
             self.faults[found] += 1
