@@ -15,7 +15,7 @@ import zarr
 from daskgmm.data.blocks import Samples, Source, of_numpy
 from daskgmm.data.checks import Beside, check_real, check_unmasked
 from daskgmm.data.faults import PERMANENT, retried
-from daskgmm.data.stored import Stored, guarded
+from daskgmm.data.stored import Lazy, Stored, guarded
 from daskgmm.data.zarr import Home, check_complete, of_zarr, open_store
 
 
@@ -76,7 +76,8 @@ def _open(data: Any, array: str | None, variables: Sequence[str] | None, beside:
         return replace(samples, source=replace(_stored(samples.source), home=Home.of(data)))
     xr = sys.modules.get("xarray")  # whoever has an xarray object has imported it
     if xr is not None and isinstance(data, xr.Dataset | xr.DataArray):
-        return _of_xarray(data, array, variables, beside)
+        samples = _of_xarray(data, array, variables, beside)
+        return replace(samples, source=_stored(samples.source))
     if hasattr(data, "__dask_graph__"):
         import dask.array as da
 
@@ -183,7 +184,7 @@ def _stored(source: Source, origins: Iterable[zarr.Array[Any] | None] = repeat(N
             return Stored(array, array, tuple(range(array.ndim)))
         if origin is not None and hasattr(array, "dims"):
             return Stored(array, origin, tuple(array.dims.index(dim) for dim in _dims(origin)))
-        return array
+        return Lazy(array) if hasattr(array, "dims") and not array._in_memory else array
 
     *arrays, weight, labels = map(stored, (*source.arrays, source.weight, source.labels), origins)
     return Source(tuple(arrays), weight, labels)

@@ -14,7 +14,7 @@ from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
-from daskgmm.data.faults import cause, retried, what_is_wrong
+from daskgmm.data.faults import cause, reason, retried, unread, what_is_wrong
 from daskgmm.data.trust import check_document, check_metadata, is_document
 from daskgmm.urls import presentable
 
@@ -36,7 +36,14 @@ class Guarded(WrapperStore[Store]):
         return f"Guarded({self})"
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        value = await self._store.get(key, prototype, byte_range)
+        try:
+            value = await self._store.get(key, prototype, byte_range)
+        except MemoryError:
+            raise
+        except Exception as error:
+            if is_document(key):
+                raise
+            raise Ungiven(reason(error)) from cause(error)
         if value is None:
             if any(key.startswith(prefix) for prefix in self.whole) and not is_document(key):
                 raise Missing(key)
@@ -55,6 +62,10 @@ class Guarded(WrapperStore[Store]):
 
 class Missing(LookupError):
     """A chunk that was there is not: Zarr would read the fill value without a word."""
+
+
+class Ungiven(OSError):
+    """A store does not give a chunk, which says nothing of what is in it."""
 
 
 def _check_length(n: int, byte_range: ByteRequest | None) -> None:
@@ -137,9 +148,37 @@ class Stored:
                 f"{chunk} is missing, which was there before: write it again, or pass missing='fill' if absent chunks "
                 f"stand for the fill value, {self.origin.fill_value}"
             )
+        if isinstance(error, Ungiven):
+            return unread(chunk, error)
         return OSError(
             f"{chunk} {what_is_wrong(error)}: if it is so again, write the chunk anew, or restore it from a copy"
         )
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A variable of an xarray object that somebody opened, whose rows are still where they came from."""
+
+    array: Any  # xarray's
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def __getitem__(self, region: tuple[slice, ...]) -> npt.NDArray[np.generic]:
+        try:
+            return retried(lambda: np.asarray(self.array[region]))
+        except MemoryError:
+            raise
+        except Exception as error:
+            place = ", ".join(
+                f"{dim} {s.start} to {s.stop - 1}" for dim, s in zip(self.array.dims, region, strict=False)
+            )
+            raise unread(f"{place} of a variable", error) from cause(error)
 
 
 def _cuts(extent: slice, unit: int) -> list[slice]:

@@ -147,10 +147,15 @@ def check_complete(array: zarr.Array[Any]) -> None:
     ------
     ValueError
         Names the first missing chunk.
+    OSError
+        The store does not say which there are.
     """
     unit = array.shards or array.chunks
     grid = [range(-(-size // step)) for size, step in zip(array.shape, unit, strict=True)]
-    present = set(sync(_keys(array)))
+    try:  # a listing may take many requests: it is tried again by itself, and not only with all else that opens data
+        present = set(retried(lambda: sync(_keys(array)), final=PERMANENT))
+    except Exception as error:
+        raise unread(f"the list of chunks of array '{presentable(array.store_path)}'", error) from cause(error)
     missing = [key for at in product(*grid) if (key := array.metadata.encode_chunk_key(at)) not in present]
     if missing:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from daskgmm.data.faults import retried
 from daskgmm.data.write import Target
 from daskgmm.reporting.page import GENERATOR
 
@@ -20,7 +21,7 @@ def check_free(path: str, overwrite: bool) -> None:
         There is something already, and ``overwrite`` is False or it is no report.
     """
     folder, name = _place(path)
-    if not folder.fs.exists(f"{folder.root}/{name}"):
+    if not retried(lambda: folder.fs.exists(f"{folder.root}/{name}")):
         return
     if folder.fs.isdir(f"{folder.root}/{name}") or _MARK not in folder.read(name)[:_HEAD]:
         raise FileExistsError(f"{folder.shown!r} exists and is no report of daskgmm's: choose another path")
