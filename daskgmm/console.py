@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ import click
 
 from daskgmm.urls import presentable
 
+_ARGUMENT = re.compile(r"\b(missing)='(\w+)'")  # what is an option here
 _AGAIN = 1.0  # s in which another signal is the same one: `timeout` sends two
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,6 +48,7 @@ class Group(click.Group):
             if ctx.params.get("debug"):
                 raise
             text = presentable(" ".join(str(error).split())) or type(error).__name__
+            text = _ARGUMENT.sub(r"--\1 \2", text)
             click.echo(f"Error: {text}", err=True)
             ctx.exit(1)
 
@@ -120,14 +123,19 @@ def where_options(command: F) -> F:
     return command
 
 
-missing_option = click.option(
-    "--missing",
-    type=click.Choice(["raise", "drop", "skip", "fill"]),
-    default="raise",
-    show_default=True,
-    help="NaN or infinity: refuse it, leave out its row, or only itself (not in Gaussian families). "
-    "fill: chunks that the store lacks hold its fill value.",
-)
+def _missing_option(default: str | None, otherwise: str) -> Callable[[F], F]:
+    return click.option(
+        "--missing",
+        type=click.Choice(["raise", "drop", "skip", "fill"]),
+        default=default,
+        show_default=default is not None,
+        help="NaN or infinity: refuse it, leave out its row, or only itself (not in Gaussian families). "
+        f"fill: chunks that the store lacks hold its fill value.{otherwise}",
+    )
+
+
+missing_option = _missing_option("raise", "")
+missing_as_fitted_option = _missing_option(None, "  [default: as the model was fitted]")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what daskgmm wrote at the output before.")
 output_option = click.option("--output", required=True, metavar="PATH", help="Local path or fsspec URL.")
@@ -145,5 +153,7 @@ def report(result: dict[str, Any], as_json: bool) -> None:
         return
     width = max(map(len, result))
     for name, value in result.items():
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         click.echo(f"{name:{width}}  {value:,}" if is_number else f"{name:{width}}  {value}")

@@ -160,7 +160,7 @@ def test_an_existing_output_is_refused_before_the_fit(data):
     folder, _ = data
     result = run("fit", folder / "x.zarr", "--components", 2, "--output", folder / "m.zarr", *LOCAL)
     assert result.exit_code == 1
-    assert "exists (is complete)" in result.stderr
+    assert "exists: choose another path, or overwrite it (overwrite=True, --overwrite)" in result.stderr
     assert "EM" not in result.stderr
     again = run("fit", folder / "x.zarr", "--components", 2, "--output", folder / "m.zarr", "--overwrite", *LOCAL)
     assert again.exit_code == 0
@@ -240,3 +240,24 @@ def test_json_has_no_infinities(data, tmp_path):
     printed = run("fit", folder / "x.zarr", *options).stdout, run("show", tmp_path / "m.zarr", "--json").stdout
     for text in printed:
         assert json.loads(text, parse_constant=pytest.fail)["lower_bound"] is None
+
+
+def test_what_is_missing_is_treated_as_in_the_fit_unless_told_otherwise(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(200, 2)) + [[0, 0], [9, 9]] * 100
+    rows[7] = np.nan
+    ds = xr.Dataset({"a": ("row", rows[:, 0]), "b": ("row", rows[:, 1])})
+    ds.to_netcdf(tmp_path / "x.nc")
+    model = tmp_path / "m.zarr"
+    kinds = ("--variables", "a, b", "--components", 2)
+    fitted = run("fit", tmp_path / "x.nc", *kinds, "--missing", "drop", "--output", model, "--json", *LOCAL)
+    assert json.loads(fitted.stdout)["features"] == ["a", "b"]
+    assert run("predict", model, tmp_path / "x.nc", "--output", tmp_path / "l.zarr", *LOCAL).exit_code == 0
+    labels = xr.open_zarr(tmp_path / "l.zarr", mask_and_scale=False)["labels"].values
+    assert np.flatnonzero(labels < 0).tolist() == [7]
+    scored = run("score", model, tmp_path / "x.nc", "--json", *LOCAL)
+    assert json.loads(scored.stdout)["n_samples"] == 199
+    page = run("report", model, tmp_path / "x.nc", "--output", tmp_path / "p.html", *LOCAL)
+    assert page.exit_code == 0, page.stderr
+    refused = run("score", model, tmp_path / "x.nc", "--missing", "raise", *LOCAL)
+    assert refused.exit_code == 1
+    assert "pass --missing drop" in refused.stderr

@@ -116,7 +116,7 @@ def test_existing_output_and_foreign_files_are_refused_and_kept(store, tmp_path)
     path, _, gm = store
     target = tmp_path / "out.zarr"
     write(path, gm, target)
-    with pytest.raises(FileExistsError, match="is complete"):
+    with pytest.raises(FileExistsError, match="exists: choose another path"):
         write(path, gm, target)
     for foreign in ("notes.txt", "labels/notes.txt", "labels/c/5/notes"):
         file = target / foreign

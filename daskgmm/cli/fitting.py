@@ -164,6 +164,7 @@ def fit(
         "output": presentable(output),
         "n_samples": gm.n_samples_,
         "n_features": gm.n_features_in_,
+        **({"features": list(gm.feature_names_in_)} if hasattr(gm, "feature_names_in_") else {}),
         "converged": gm.converged_,
         "n_iter": gm.n_iter_,
         "n_passes": gm.n_passes_,

@@ -32,7 +32,7 @@ def samples_in(
 
 
 def model_and_samples(
-    model: str, store: str, array: str | None, variables: str | None, missing: str
+    model: str, store: str, array: str | None, variables: str | None, missing: str | None
 ) -> tuple[Any, Samples]:
     from daskgmm.estimators.stored import load_with_samples
 
@@ -42,4 +42,4 @@ def model_and_samples(
 def _names(array: str | None, variables: str | None) -> list[str] | None:
     if array and variables:
         raise click.UsageError("--array and --variables exclude each other: give one")
-    return variables.split(",") if variables else None
+    return [name.strip() for name in variables.split(",")] if variables else None

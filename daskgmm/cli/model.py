@@ -11,7 +11,7 @@ from daskgmm.console import (
     as_text,
     input_options,
     json_option,
-    missing_option,
+    missing_as_fitted_option,
     output_option,
     overwrite_option,
     report,
@@ -25,7 +25,7 @@ from daskgmm.urls import presentable
 @click.argument("store")
 @click.option("--proba", is_flag=True, help="Write the responsibilities too.")
 @click.option("--log-density", is_flag=True, help="Write the log-densities too.")
-@missing_option
+@missing_as_fitted_option
 @input_options
 @where_options
 @output_option
@@ -35,7 +35,7 @@ def predict(
     store: str,
     proba: bool,
     log_density: bool,
-    missing: str,
+    missing: str | None,
     array: str | None,
     variables: str | None,
     scheduler: str | None,
@@ -78,14 +78,14 @@ def predict(
 @click.command()
 @click.argument("model")
 @click.argument("store")
-@missing_option
+@missing_as_fitted_option
 @input_options
 @where_options
 @json_option
 def score(
     model: str,
     store: str,
-    missing: str,
+    missing: str | None,
     array: str | None,
     variables: str | None,
     scheduler: str | None,

@@ -7,14 +7,14 @@ import contextlib
 import click
 
 from daskgmm.cli.inputs import model_and_samples, workers_for
-from daskgmm.console import input_options, missing_option, overwrite_option, where_options
+from daskgmm.console import input_options, missing_as_fitted_option, overwrite_option, where_options
 from daskgmm.urls import presentable
 
 
 @click.command()
 @click.argument("model")
 @click.argument("store", required=False)
-@missing_option
+@missing_as_fitted_option
 @input_options
 @where_options
 @click.option(
@@ -24,7 +24,7 @@ from daskgmm.urls import presentable
 def report(
     model: str,
     store: str | None,
-    missing: str,
+    missing: str | None,
     array: str | None,
     variables: str | None,
     scheduler: str | None,
@@ -40,15 +40,18 @@ def report(
 
     \b
       daskgmm report model.zarr ocean.zarr --output report.html
-      daskgmm report model.zarr s3://bucket/ocean.zarr --missing drop --scheduler tcp://10.0.0.1:8786
+      daskgmm report model.zarr s3://bucket/ocean.zarr --scheduler tcp://10.0.0.1:8786
     """
     from daskgmm.reporting.output import check_free, write
     from daskgmm.reporting.page import page
 
     check_free(output, overwrite)
-    samples = None if store is None else model_and_samples(model, store, array, variables, missing)[1]
+    samples = None
+    if store is not None:
+        gm, samples = model_and_samples(model, store, array, variables, missing)
+        missing = gm.missing
     # Without data there is nothing for workers to do.
     with contextlib.nullcontext() if samples is None else workers_for(scheduler, workers, memory_limit):
-        text = page(model, samples, store or "", missing)
+        text = page(model, samples, store or "", missing or "raise")
     write(output, text)
     click.echo(f"{presentable(output)}: {len(text.encode()) / 2**10:,.0f} KiB")

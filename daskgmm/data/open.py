@@ -33,7 +33,8 @@ def open_samples(
     Parameters
     ----------
     data : ndarray, dask array, xarray Dataset or DataArray, zarr Array or Group, or path or URL of a store
-        Features last; in a Dataset or a group of named variables, one variable a feature.
+        Or the path of a NetCDF file, which is a Dataset. Features last; in a Dataset or a group
+        of named variables, one variable a feature.
     array : str, optional
         Name of an array in a group, with the features last.
     variables : sequence of str, optional
@@ -63,7 +64,7 @@ def _open(data: Any, array: str | None, variables: Sequence[str] | None, beside:
         if isinstance(each, zarr.Array):
             _check_chunks(each, missing)
     if isinstance(data, str | os.PathLike):
-        data = open_store(data)
+        data = _open_path(data)
     if array is not None and not (isinstance(data, zarr.Group) or hasattr(data, "data_vars")):
         raise ValueError(f"there is no array {array!r}, as the data are one array themselves: give no name")
     if isinstance(data, zarr.Group | zarr.Array):
@@ -94,6 +95,23 @@ def _open(data: Any, array: str | None, variables: Sequence[str] | None, beside:
         f"cannot read samples from {type(data).__name__}: give an array, a dask array, an xarray object "
         "or the path of a Zarr store"
     )
+
+
+def _open_path(path: str | os.PathLike[str]) -> Any:
+    """What is at a local path or URL: an array or a group of a Zarr store, or the Dataset of a NetCDF file."""
+    if _is_netcdf(path):
+        from daskgmm.data.xarray import open_netcdf
+
+        return open_netcdf(path)
+    return open_store(path)
+
+
+def _is_netcdf(path: str | os.PathLike[str]) -> bool:
+    """Is it a local file in a format of NetCDF's?"""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) in (b"CDF\x01", b"CDF\x02", b"CDF\x05", b"\x89HDF")
 
 
 def _of_array(array: zarr.Array[Any], beside: Beside, missing: str) -> Samples:

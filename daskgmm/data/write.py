@@ -270,8 +270,8 @@ def _check_ours(target: Target, keys: Iterable[str], overwrite: bool) -> None:
         raise FileExistsError(f"{path!r} exists and daskgmm did not write it: choose another path")
     # An unfinished model is written at once: there is no work in it.
     if not overwrite and (complete or found.get("kind") != "model"):
-        state = "is complete" if complete else "was begun with other data or another model"
-        raise FileExistsError(f"{path!r} exists ({state}): choose another path, or overwrite it")
+        state = "exists" if complete else "was begun with other data or another model"
+        raise FileExistsError(f"{path!r} {state}: choose another path, or overwrite it (overwrite=True, --overwrite)")
     if foreign := sorted(set(keys) - _ours(keys, found["arrays"])):
         raise FileExistsError(
             f"{path!r} holds {foreign[0]!r}, which daskgmm did not write: move it away, or choose another path"

@@ -6,6 +6,7 @@ last dimension holds the features.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,9 +17,29 @@ import xarray as xr
 from daskgmm.data.blocks import Samples, of_numpy
 from daskgmm.data.checks import ALONE, Beside, check_real
 from daskgmm.data.dask import of_dask
+from daskgmm.data.faults import reason
 from daskgmm.data.zarr import of_stored
 
 _DESCRIBING = ("grid_mapping", "bounds", "climatology")  # CF's attributes that name such variables
+# Of an encoding, what values mean. How they are stored (chunks, compressors) holds in a store of their format alone.
+_MEANING = {"dtype", "units", "calendar", "scale_factor", "add_offset", "_FillValue", "missing_value", "grid_mapping"}
+
+
+def open_netcdf(path: str | os.PathLike[str]) -> xr.Dataset:
+    """A NetCDF file, to be read piece by piece, by whoever sees the file.
+
+    Raises
+    ------
+    ValueError
+        It cannot be read, or there is no package to do so.
+    """
+    try:
+        return xr.open_dataset(path, chunks=None, decode_coords="all")
+    except (ImportError, OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot open {os.fspath(path)!r} as NetCDF ({reason(error)}): pip install 'daskgmm[netcdf]', "
+            "or see whether the file is whole"
+        ) from error
 
 
 def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, beside: Beside = ALONE) -> Samples:
@@ -48,7 +69,8 @@ def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, beside: Beside =
     flags = tuple(tuple(map(float, np.ravel(array.attrs.get("flag_values", ())))) for array in arrays)
     grid_mapping = _grid_mapping(arrays)
     mapped = () if grid_mapping is None else _words(grid_mapping[1])
-    coords = _coords(ds, dims) | {name: ds.variables[name] for name in mapped if name in ds and not ds[name].dims}
+    coords = _coords(ds, dims)
+    coords |= {name: _described(ds.variables[name]) for name in mapped if name in ds and not ds[name].dims}
     return replace(
         samples, names=names, categories=flags, dims=tuple(map(str, dims)), coords=coords, grid_mapping=grid_mapping
     )
@@ -161,12 +183,15 @@ def _common(dims: Sequence[Any], grids: Sequence[Mapping[Any, int]], otherwise: 
 
 
 def _coords(source: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> dict[Any, Any]:
-    """Those of the samples; none says that it has bounds, which have a dimension that no result has."""
-    found = {name: c.variable.copy(deep=False) for name, c in source.coords.items() if set(c.dims) <= set(dims)}
-    for variable in found.values():
-        for about in (variable.attrs, variable.encoding):
-            for kind in ("bounds", "climatology"):
-                about.pop(kind, None)
+    """Those of the samples."""
+    return {name: _described(c.variable) for name, c in source.coords.items() if set(c.dims) <= set(dims)}
+
+
+def _described(variable: xr.Variable) -> xr.Variable:
+    """As it is written beside results: with what it means, and without bounds, which have a dimension of their own."""
+    found = variable.copy(deep=False)
+    found.encoding = {name: value for name, value in variable.encoding.items() if name in _MEANING}
+    found.attrs = {name: value for name, value in variable.attrs.items() if name not in ("bounds", "climatology")}
     return found
 
 

@@ -14,19 +14,23 @@ from daskgmm.prediction import LABELS, LOG_DENSITY, PROBA
 
 
 def load_with_samples(
-    model: str, store: str, array: str | None, variables: Sequence[str] | None, missing: str
+    model: str, store: str, array: str | None, variables: Sequence[str] | None, missing: str | None
 ) -> tuple[Any, Samples]:
     """A model, and the features of a store that it was fitted to, or those that are named.
+
+    ``missing``: None as the model was fitted.
 
     Raises
     ------
     ValueError
         There is no model or no such store, or the features do not fit the model.
     """
-    gm = load(model).set_params(missing=missing)
+    gm = load(model)
+    if missing is not None:
+        gm.set_params(missing=missing)
     if array is None and variables is None and hasattr(gm, "feature_names_in_"):
         variables = [str(name) for name in gm.feature_names_in_]
-    samples = open_samples(store, array=array, variables=variables, missing=missing)
+    samples = open_samples(store, array=array, variables=variables, missing=gm.missing)
     gm._open(samples)  # do its features fit the model?
     return gm, samples
 

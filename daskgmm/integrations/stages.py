@@ -195,7 +195,7 @@ def predict(
     *,
     proba: bool = False,
     log_density: bool = False,
-    missing: str = "raise",
+    missing: str | None = None,
     array: str | None = None,
     variables: Sequence[str] | None = None,
     place: Place = HERE,
@@ -209,7 +209,8 @@ def predict(
         Local paths or fsspec URLs.
     proba, log_density : bool
         Write the responsibilities, or the log-densities, too.
-    missing : {"raise", "drop", "skip", "fill"}
+    missing : {"raise", "drop", "skip", "fill"}, optional
+        Default: as the model was fitted.
     array, variables
         What is in the store; default: the features that the model was fitted to, where these have names.
     place : Place
@@ -219,7 +220,7 @@ def predict(
     Raises
     ------
     ValueError
-        The samples do not fit the model, or one is not finite and ``missing`` is "raise".
+        The samples do not fit the model, or one is not finite where ``missing`` is "raise".
     FileExistsError
         There is something at the output that daskgmm did not write.
     """

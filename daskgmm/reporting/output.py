@@ -26,7 +26,7 @@ def check_free(path: str, overwrite: bool) -> None:
     if folder.fs.isdir(f"{folder.root}/{name}") or _MARK not in folder.read(name)[:_HEAD]:
         raise FileExistsError(f"{folder.shown!r} exists and is no report of daskgmm's: choose another path")
     if not overwrite:
-        raise FileExistsError(f"{folder.shown!r} exists: choose another path, or overwrite it")
+        raise FileExistsError(f"{folder.shown!r} exists: choose another path, or overwrite it (--overwrite)")
 
 
 def write(path: str, text: str) -> None:

@@ -193,3 +193,45 @@ def test_classes_of_other_families_are_described_too(blobs: Array) -> None:
     check_flags(labels, 2)
     assert labels.encoding["_FillValue"] == -1
     assert int(labels[HOLE]) == -1
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_results_of_a_store_of_either_format_can_be_written(blobs, tmp_path, zarr_format):
+    ds = fields(blobs)
+    ds.to_zarr(tmp_path / "x.zarr", zarr_format=zarr_format)  # as xarray compresses it, coordinates too
+    names = ["temperature", "salinity"]
+    gm = model().fit(ds[names])
+    path = written(str(tmp_path / "x.zarr"), gm, tmp_path / "labels.zarr")
+    found = xr.open_zarr(path)
+    np.testing.assert_array_equal(found["labels"], gm.predict(ds[names]))
+    opened = xr.open_zarr(tmp_path / "x.zarr", decode_coords="all")
+    gm.predict(opened[names]).to_zarr(tmp_path / "again.zarr", zarr_format=5 - zarr_format)
+    again = xr.open_zarr(tmp_path / "again.zarr")
+    np.testing.assert_array_equal(again["labels"], found["labels"])
+    for each in (found, again):
+        xr.testing.assert_equal(each["time"], ds["time"])
+        assert each["time"].encoding["units"] == "days since 2000-01-01"
+
+
+@pytest.mark.parametrize("kind", ["NETCDF4", "NETCDF3_64BIT"])
+def test_a_netcdf_file_is_its_dataset(blobs, tmp_path, kind):
+    ds = fields(blobs, hole=True)
+    ds.to_netcdf(tmp_path / "x.nc", format=kind, engine="netcdf4")
+    gm = model(missing="drop").fit(ds)
+    of_file = model(missing="drop").fit(tmp_path / "x.nc")
+    assert list(of_file.feature_names_in_) == ["temperature", "salinity"]
+    np.testing.assert_allclose(of_file.means_, gm.means_, rtol=1e-12)
+    path = written(str(tmp_path / "x.nc"), gm, tmp_path / "labels.zarr", missing="drop")
+    found = xr.open_zarr(path, decode_coords="all")
+    np.testing.assert_array_equal(found["labels"].fillna(-1), gm.predict(ds))
+    assert found["crs"].attrs == CRS
+    for name in DIMS:
+        np.testing.assert_array_equal(found[name], ds[name])
+
+
+def test_a_netcdf_file_that_is_torn_is_said_to_be_one(blobs, tmp_path):
+    path = tmp_path / "x.nc"
+    fields(blobs).to_netcdf(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"x.nc' as NetCDF .*: pip install 'daskgmm\[netcdf\]', or see whether"):
+        open_samples(path)
