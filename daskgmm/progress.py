@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -31,8 +32,9 @@ class ProgressBar:
             self._bar = tqdm(total=info.max_iter, initial=info.n_iter - 1, desc=title, unit="pass", leave=True)
         if info.n_iter % self._interval == 0 or info.n_iter == 1:
             self._bar.set_postfix_str(
-                f"log-likelihood {info.lower_bound:.6g}, change {info.change:.2g}, "
-                f"{info.samples_per_second:,.0f} rows/s",
+                f"log-likelihood {info.lower_bound:.6g}, "
+                + (f"change {info.change:.2g}, " if isfinite(info.change) else "")
+                + f"{info.samples_per_second:,.0f} rows/s",
                 refresh=False,
             )
             self._bar.update(info.n_iter - self._bar.n)
