@@ -70,6 +70,8 @@ def to_dataset(model: Any) -> xr.Dataset:
             "source": f"daskgmm {version('daskgmm')}",
         },
     )
+    if hasattr(model, "feature_units_in_"):
+        ds["units"] = "feature", np.array(list(map(str, model.feature_units_in_)), dtype=object)
     if "level" in ds.dims:
         ds = ds.assign_coords(level=("level", np.array(columns(model), dtype=object)))
     return ds.assign_coords(feature_=("feature_", features)) if "feature_" in ds.dims else ds
@@ -126,6 +128,10 @@ def restore(model: Any, ds: xr.Dataset) -> None:
     model.n_features_in_ = ds.sizes["feature"]
     if ds.attrs["named_features"]:
         model.feature_names_in_ = np.array([str(name) for name in ds["feature"].values], dtype=object)
+    if "units" in ds.variables:
+        if ds["units"].dims != ("feature",):
+            raise ValueError(f"units has dimensions {ds['units'].dims}, not ('feature',)")
+        model.feature_units_in_ = np.array([str(units) for units in ds["units"].values], dtype=object)
     for name, dims in {"weights": ("component",), **model._saved()}.items():
         variable = ds.variables[name]
         values = variable.values

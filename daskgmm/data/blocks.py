@@ -108,6 +108,7 @@ class Samples:
     source: Source
     in_memory: bool = False  # in this process, so that its threads do the work
     names: tuple[str, ...] | None = None  # of the features
+    units: tuple[str, ...] = ()  # of the features, "" of one that does not say; or ()
     categories: tuple[tuple[float, ...], ...] = ()  # of the features, those that say which values they take; or ()
     dims: tuple[str, ...] | None = None  # of the samples, where they have names
     coords: Mapping[Any, Any] | None = None  # of the samples, where they come from xarray

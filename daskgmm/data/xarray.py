@@ -72,7 +72,13 @@ def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, beside: Beside =
     coords = _coords(ds, dims)
     coords |= {name: _described(ds.variables[name]) for name in mapped if name in ds and not ds[name].dims}
     return replace(
-        samples, names=names, categories=flags, dims=tuple(map(str, dims)), coords=coords, grid_mapping=grid_mapping
+        samples,
+        names=names,
+        units=tuple(str(array.attrs.get("units", "")) for array in arrays),
+        categories=flags,
+        dims=tuple(map(str, dims)),
+        coords=coords,
+        grid_mapping=grid_mapping,
     )
 
 
@@ -110,6 +116,7 @@ def of_dataarray(array: xr.DataArray, beside: Beside = ALONE) -> Samples:
     return replace(
         samples,
         names=tuple(map(str, labels.values)) if named and labels is not None else None,
+        units=(str(array.attrs.get("units", "")),) * array.shape[-1],
         dims=tuple(map(str, dims)),
         coords=_coords(array, dims),
         grid_mapping=_grid_mapping([array]),

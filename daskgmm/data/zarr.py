@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -56,7 +56,9 @@ def of_zarr(
     ndim = len(shape)
     chunks = _common(array.chunks[:ndim] for array in arrays)
     shards = _common((array.shards or array.chunks)[:ndim] for array in arrays)
-    return of_stored(arrays, shape, n_features, chunks, shards, beside)
+    units = [str(dict(array.attrs).get("units", "")) for array in arrays]
+    samples = of_stored(arrays, shape, n_features, chunks, shards, beside)
+    return replace(samples, units=tuple(units if len(units) == n_features else units * n_features))
 
 
 def of_stored(

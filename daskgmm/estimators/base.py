@@ -222,9 +222,10 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             return open_samples(X, **dict(beside.named), missing=self.missing)
         if fitting:
             self.n_features_in_ = samples.n_features
-            self.__dict__.pop("feature_names_in_", None)
-            if samples.names is not None:
-                self.feature_names_in_ = np.array(samples.names, dtype=object)
+            for name, values in (("feature_names_in_", samples.names), ("feature_units_in_", samples.units)):
+                self.__dict__.pop(name, None)
+                if values is not None and any(values):
+                    setattr(self, name, np.array(values, dtype=object))
         elif samples.n_features != self.n_features_in_:
             raise ValueError(
                 f"X has {samples.n_features} features, but {type(self).__name__} is expecting "
@@ -235,7 +236,21 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 f"The feature names should match those that were passed during fit: got {list(samples.names)}, "
                 f"fitted on {list(known)}"
             )
+        else:
+            self._compare_units(samples)
         return samples
+
+    def _compare_units(self, samples: Samples) -> None:
+        """Say so where features have other units than in the fit; perhaps the same, in other words."""
+        of_fit = getattr(self, "feature_units_in_", ())
+        for i, (units, others) in enumerate(zip(of_fit, samples.units, strict=False)):
+            if units and others and units != others:
+                feature = i if samples.names is None else repr(samples.names[i])
+                warnings.warn(
+                    f"feature {feature} has units {others!r}, but had {units!r} in the fit: convert it, unless they "
+                    "are the same",
+                    stacklevel=2,
+                )
 
     def _coded(self, X: Any) -> Samples:
         """X as samples, whose values mean what they mean to the components."""

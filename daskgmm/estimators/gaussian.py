@@ -115,6 +115,8 @@ class GaussianMixture(CovarianceMixture):
     n_features_in_ : int
     feature_names_in_ : ndarray (n_features,)
         Where the features have names: columns, or variables of a Dataset.
+    feature_units_in_ : ndarray (n_features,)
+        Where they say so, by CF's attribute ``units``. Data in others are warned of.
 
     Notes
     -----

@@ -160,7 +160,7 @@ class GaussianMixtureIC(BaseMixture):
                 stacklevel=4,
             )
         estimator._set(fit)
-        for name in ("n_features_in_", "feature_names_in_"):
+        for name in ("n_features_in_", "feature_names_in_", "feature_units_in_"):
             if hasattr(self, name):
                 setattr(estimator, name, getattr(self, name))
         self.best_estimator_ = estimator

@@ -84,7 +84,7 @@ def page(model: str, samples: Samples | None = None, store: str = "", missing: s
     gm = load(model)
     fit, params = json.loads(ds.attrs["fit"]), json.loads(ds.attrs["params"])
     names = [clean(name) for name in getattr(gm, "feature_names_in_", range(gm.n_features_in_))]
-    units = ["" for _ in names] if samples is None else units_of(samples)
+    units = units_of(gm, samples)
     gaussian = hasattr(gm, "covariances_")
     grid = NO_GRID
     if gaussian:
@@ -146,11 +146,11 @@ def number(value: Any, digits: int = 4) -> str:
     return clean("none" if value is None else value)
 
 
-def units_of(samples: Samples) -> list[str]:
-    """The unit of each feature, from the attribute ``units`` of its array; empty where there is none."""
-    arrays = [getattr(array, "array", array) for array in samples.source.arrays]
-    found = [clean(dict(getattr(array, "attrs", {})).get("units", ""), 40) for array in arrays]
-    return found if len(found) == samples.n_features else (found or [""])[:1] * samples.n_features
+def units_of(gm: Any, samples: Samples | None) -> list[str]:
+    """The unit of each feature, in the data or else in the fit; empty where there is none."""
+    of_data = () if samples is None else samples.units
+    found = of_data if any(of_data) else getattr(gm, "feature_units_in_", [""] * gm.n_features_in_)
+    return [clean(units, 40) for units in found]
 
 
 def columns(ds: Any, names: list[str], units: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from daskgmm import BernoulliMixture, GaussianMixture, open_samples
+from daskgmm import BernoulliMixture, GaussianMixture, load, open_samples
 from daskgmm.labelling import write_predictions
 from daskgmm.prediction import LABELS, LOG_DENSITY, PROBA
 
@@ -21,6 +21,7 @@ Array = npt.NDArray[np.float64]
 pytestmark = [
     pytest.mark.usefixtures("small_blocks"),
     pytest.mark.filterwarnings("error:Variable.s. referenced"),  # to what is not there
+    pytest.mark.filterwarnings("error:feature .* has units"),
     pytest.mark.filterwarnings("ignore:Consolidated metadata"),
 ]
 
@@ -235,3 +236,21 @@ def test_a_netcdf_file_that_is_torn_is_said_to_be_one(blobs, tmp_path):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(ValueError, match=r"x.nc' as NetCDF .*: pip install 'daskgmm\[netcdf\]', or see whether"):
         open_samples(path)
+
+
+def test_units_stay_with_the_model_and_others_are_warned_of(blobs, tmp_path):
+    ds = fields(blobs)
+    path = stored(ds, tmp_path / "x.zarr")
+    gm = model().fit(open_samples(path, variables=["temperature", "salinity"]))
+    assert list(gm.feature_units_in_) == ["degC", "g kg-1"]
+    gm.save(tmp_path / "m.zarr")
+    assert xr.open_zarr(tmp_path / "m.zarr")["units"].values.tolist() == ["degC", "g kg-1"]
+    again = load(tmp_path / "m.zarr")
+    names = ["temperature", "salinity"]
+    again.predict(ds[names])  # in the same
+    kelvin = (ds[names] + 273.15).assign(salinity=ds["salinity"])
+    kelvin["temperature"].attrs["units"] = "K"
+    with pytest.warns(UserWarning, match="feature 'temperature' has units 'K', but had 'degC' in the fit: convert it"):
+        again.predict(kelvin)
+    again.predict(kelvin.drop_attrs())  # of which nothing is known
+    assert not hasattr(again.fit(ds[names].drop_attrs()), "feature_units_in_")

@@ -123,6 +123,14 @@ def test_without_data_it_says_how_to_give_them(folder):
     assert "worst" not in page.texts
 
 
+def test_without_data_units_are_those_of_the_fit(tmp_path, blobs):
+    ds = xr.Dataset({"speed": ("row", blobs[:, 0], {"units": "m s-1"}), "other": ("row", blobs[:, 1])})
+    GaussianMixture(3, random_state=0).fit(ds).save(tmp_path / "m.zarr")
+    texts = reported(tmp_path, tmp_path / "m.zarr").texts["components"]
+    assert "speed (m s-1)" in texts
+    assert "other" in texts
+
+
 def test_other_families_and_one_feature(tmp_path, blobs):
     rng = np.random.default_rng(0)
     answers = (rng.random((600, 4)) < np.where(np.arange(600)[:, None] % 3, 0.2, 0.9)).astype(float)
