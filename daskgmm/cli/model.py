@@ -144,7 +144,7 @@ def show(model: str, as_json: bool) -> None:
     model = json.loads(ds.attrs["params"]).get("covariance_type")
     click.echo(ds.attrs["title"] + (f" ({model} covariances)" if model else ""))
     report({name: value for name, value in fitted.items() if not isinstance(value, list)}, False)
-    names = ds[ds["means"].dims[1]].values
+    names = list(ds[ds["means"].dims[1]].values)
     if "units" in ds and ds["means"].dims[1] == "feature":
         names = [f"{name} ({units})" if units else name for name, units in zip(names, ds["units"].values, strict=True)]
     table = components(ds["weights"].values, ds["means"].values, names)
