@@ -52,7 +52,7 @@ class Source:
     def stamp(self) -> str | None:
         """The same as long as nothing is written to the arrays; None where that is not known."""
         beside = [array for array in (self.weight, self.labels) if array is not None]
-        if self.home is None or any(isinstance(array, np.ndarray) for array in beside):
+        if self.home is None or not all(hasattr(array, "origin") for array in beside):
             return None
         found: str | None = self.home.stamp()
         return found

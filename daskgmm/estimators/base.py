@@ -90,8 +90,8 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             variables are the features and all dimensions are sample dimensions.
         y : Ignored
         sample_weight : array-like or str, optional
-            Of the shape of the sample dimensions; a weight of 2 counts as the row twice. Or the name of a variable of a
-            Dataset, or of an array of a Zarr group, that is no feature then.
+            Of the shape of the sample dimensions, or a DataArray along some of them; a weight of 2 counts as the row
+            twice. Or the name of a variable of a Dataset, or of an array of a Zarr group, that is no feature then.
 
         Returns
         -------
