@@ -143,6 +143,28 @@ def test_a_bad_weight_is_named(kind: str, value: float, rows: Array, tmp_path: P
         )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_is_left_out_needs_no_weight(kind: str, gappy: Array, tmp_path: Path) -> None:
+    """But one that is not needs one, and none may be negative."""
+    shape = (5, 12, 10) if kind.startswith(("Dataset", "labelled")) else (600,)
+    good = np.isfinite(gappy).all(axis=1)
+    weight = np.where(good, np.arange(600) % 3 + 0.5, np.nan)
+    data = KINDS[kind](gappy, tmp_path)
+    found = GaussianMixture(missing="drop", **START).fit(data, sample_weight=weight.reshape(shape))
+    expected = GaussianMixture(**START).fit(gappy[good], sample_weight=weight[good])
+    for name in ("weights_", "means_", "covariances_", "lower_bound_"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-10)
+    default = GaussianMixture(3, missing="drop", random_state=0).fit(data, sample_weight=weight.reshape(shape))
+    assert np.isfinite(default.means_).all()
+    for row, value in ((344, np.nan), (345, -1.0)):
+        bad = weight.copy()
+        bad[row] = value
+        with pytest.raises(ValueError, match=f"sample_weight is {value} at|Negative values in data passed"):
+            GaussianMixture(missing="drop", **START).fit(data, sample_weight=bad.reshape(shape))
+    with pytest.raises(ValueError, match=r"sample_weight contains NaN|X contains (NaN|infinity)"):
+        GaussianMixture(**START).fit(data, sample_weight=weight.reshape(shape))
+
+
 def test_a_row_of_no_weight_may_be_anything(rows: Array) -> None:
     """It does not touch the fit."""
     gappy = rows.copy()
