@@ -11,6 +11,7 @@ import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.checks import ALONE, Beside, check_extent
+from daskgmm.data.coordinates import Axis, axes, shown
 from daskgmm.families.coding import PLAIN, Coding
 
 Region = tuple[slice, ...]
@@ -128,9 +130,9 @@ class Samples:
         block = max((b for b in self.blocks if b.start <= position), key=lambda b: b.index)
         return self.place(block, position - block.start, feature)
 
-    @property
+    @cached_property
     def place(self) -> Place:
-        return Place(self.names, self.dims)
+        return Place(self.names, self.dims, axes(self.coords, self.dims))
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ class Place:
 
     names: tuple[str, ...] | None
     dims: tuple[str, ...] | None
+    axes: tuple[Axis | None, ...] = ()  # coordinates of these, where there are some
 
     def __call__(self, block: Block, row: int, feature: int | None) -> str:
         """``row`` counts within the block."""
@@ -149,7 +152,11 @@ class Place:
         extent = [s.stop - s.start for s in region]
         index = [s.start + int(i) for s, i in zip(region, np.unravel_index(row, extent), strict=True)]
         if self.dims is not None:
-            where = ", ".join(f"{dim}={i}" for dim, i in zip(self.dims, index, strict=True))
+            axes = self.axes or (None,) * len(index)
+            at = [str(i) if axis is None else shown(axis[i]) for axis, i in zip(axes, index, strict=True)]
+            where = ", ".join(f"{dim}={value}" for dim, value in zip(self.dims, at, strict=True))
+            if any(axis is not None for axis in axes):
+                where += f" (position {', '.join(map(str, index))})"
         else:
             where = f"row {index[0] if len(index) == 1 else tuple(index)}"
         if feature is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 import xarray as xr
 import zarr
 
-from daskgmm import GaussianMixture
+import daskgmm.data.coordinates
+from daskgmm import GaussianMixture, open_samples
 
 Array = npt.NDArray[np.float64]
 
@@ -82,6 +85,51 @@ def test_a_prediction_names_the_bad_value_once_it_is_computed(kind: str, rows: A
     lazy = model.predict(data)
     with pytest.raises(ValueError, match=place(kind)):
         lazy.compute()
+
+
+COORDS = {  # of time, and how a message says its third value
+    "days": (np.arange("2020-01-01", "2020-01-06", dtype="datetime64[D]").astype("datetime64[ns]"), "2020-01-03"),
+    "hours": (np.datetime64("2020-01-01T06:30", "ns") + np.arange(5) * np.timedelta64(12, "h"), "2020-01-02T06:30"),
+    "years": (np.arange(1999, 2004), "2001"),
+    "names": (np.array(["a", "b", "c", "d", "e"], dtype=object), "c"),
+    "none": (None, "2"),
+}
+
+
+@pytest.mark.parametrize("kind", ["Dataset", "Dataset, dask", "labelled store", "DataArray"])
+@pytest.mark.parametrize("times", COORDS)
+def test_a_place_has_the_values_of_coordinates(times: str, kind: str, rows: Array, tmp_path: Path) -> None:
+    """And its positions, which are said to be such; a dimension without coordinates has these alone."""
+    gappy = rows.copy()
+    gappy[BAD[0]] = np.nan
+    values, word = COORDS[times]
+    ds = fields(gappy).assign_coords(lat=np.linspace(-59.25, 56.25, 12, dtype=np.float32))
+    ds = ds if values is None else ds.assign_coords(time=values)
+    ds = ds.assign_coords(x=("lon", np.arange(10.0)), t=(("lat", "lon"), np.ones((12, 10))))
+    data: dict[str, Callable[[], Any]] = {
+        "Dataset": lambda: ds,
+        "Dataset, dask": lambda: ds.chunk(time=2, lat=5),
+        "labelled store": lambda: ds.to_zarr(tmp_path / "f.zarr") and tmp_path / "f.zarr",
+        "DataArray": lambda: ds.to_array("feature").transpose(..., "feature"),
+    }
+    where = re.escape(f"variable 'b' at time={word}, lat=45.75, lon=5 (position 2, 10, 5) is nan")
+    given = data[kind]()
+    with pytest.raises(ValueError, match=where):
+        GaussianMixture(**START).fit(given)
+    model = GaussianMixture(**START).fit(rows)
+    with pytest.raises(ValueError, match=where):
+        np.asarray(model.predict(given))
+
+
+def test_coordinates_are_not_read_for_a_place(rows: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are in memory they are taken, unless they are as many as should not be sent to workers."""
+    fields(rows).assign_coords(lat=np.arange(12.0)).to_zarr(tmp_path / "f.zarr")
+    lazy = xr.open_zarr(tmp_path / "f.zarr", chunks=None, create_default_indexes=False)
+    assert open_samples(lazy).locate(345) == "time=2, lat=10, lon=5"
+    whole = open_samples(tmp_path / "f.zarr")
+    assert whole.locate(345) == "time=2, lat=10, lon=5 (position 2, 10, 5)"
+    monkeypatch.setattr(daskgmm.data.coordinates, "_LONGEST", 11)
+    assert replace(whole).locate(345) == "time=2, lat=10, lon=5"
 
 
 @pytest.mark.parametrize("kind", KINDS)
