@@ -110,6 +110,7 @@ class Samples:
     source: Source
     in_memory: bool = False  # in this process, so that its threads do the work
     names: tuple[str, ...] | None = None  # of the features
+    feature_dim: str | None = None  # the dimension that holds the features, where it has a name
     categories: tuple[tuple[float, ...], ...] = ()  # of the features, those that say which values they take; or ()
     dims: tuple[str, ...] | None = None  # of the samples, where they have names
     coords: Mapping[Any, Any] | None = None  # of the samples, where they come from xarray
@@ -175,6 +176,24 @@ def refusal(where: str, value: float, remedy: str) -> ValueError:
 def outsider(where: str, value: float, coding: Coding) -> ValueError:
     """The error that a value is not one that the family takes."""
     return ValueError(f"Input X is {value:g} at {where}, but the mixture needs {coding.needs}: encode values as such")
+
+
+def nothing_left(samples: Samples) -> ValueError:
+    """The error that no row can be used."""
+    fact = f"no row of {samples.n} {'has a value' if samples.coding.skips else 'is complete'}"
+    if "weight" in samples.source.beside:
+        fact += " and weighs something"
+    if samples.feature_dim is not None:
+        return ValueError(
+            f"{fact}, where the last dimension, {samples.feature_dim!r} of size {samples.n_features}, is taken as the "
+            "features: transpose so that the features are last, or name the variables that are features"
+        )
+    if samples.names is None:
+        return ValueError(
+            f"{fact}, where the last axis, of size {samples.n_features}, is taken as the features: move the features "
+            "there, or fill in what is missing first"
+        )
+    return ValueError(f"{fact}: leave out the variables that lack most, or fill them in first")
 
 
 def region_size(region: Region) -> int:

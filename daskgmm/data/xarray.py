@@ -89,6 +89,7 @@ def of_dataarray(array: xr.DataArray, beside: Beside = ALONE) -> Samples:
     return replace(
         samples,
         names=tuple(map(str, labels.values)) if named and labels is not None else None,
+        feature_dim=str(array.dims[-1]),
         dims=tuple(map(str, dims)),
         coords=_coords(array, dims),
         grid_mapping=_grid_mapping([array]),

@@ -170,12 +170,33 @@ def test_a_chunk_without_any_good_row(rows: Array) -> None:
 
 def test_no_good_row_at_all() -> None:
     lazy = da.full((600, 3), np.nan, chunks=(100, 3))
-    with pytest.raises(ValueError, match=r"n_components = 3, n_samples = 0.*missing values"):
+    with pytest.raises(ValueError, match=r"^no row of 600 is complete, where the last axis, of size 3, .*: move"):
         GaussianMixture(missing="drop", **START).fit(lazy)
     model = GaussianMixture(missing="drop").fit(np.random.default_rng(0).standard_normal((50, 3)))
     assert (model.predict(lazy).compute() == -1).all()
     with pytest.raises(ValueError, match="nothing to"):
         model.score(lazy)
+
+
+@pytest.mark.parametrize("chunks", [None, {"lat": 5}])
+def test_no_good_row_where_the_features_are_not_last(chunks: Any, rows: Array, tmp_path: Path) -> None:
+    """A DataArray of features first, or of one variable: whole columns along its last dimension are land."""
+    ds = fields(rows)
+    ds = ds.where(ds.lon.isin([0, 1, 2, 3]))
+    ds = ds if chunks is None else ds.chunk(chunks)
+    model = GaussianMixture(2, missing="drop")
+    remedy = "transpose so that the features are last, or name the variables that are features"
+    fact = "where the last dimension, 'lon' of size 10, is taken as the features"
+    ds.to_zarr(tmp_path / "x.zarr")
+    for data, n in ((ds.to_array(), 180), (ds.a, 60), (open_samples(tmp_path / "x.zarr", array="b"), 60)):
+        with pytest.raises(ValueError, match=f"^no row of {n} is complete, {fact}: {remedy}$"):
+            model.fit(data)
+    assert model.fit(ds.to_array().transpose(..., "variable")).n_samples_ == 240
+    with pytest.raises(ValueError, match=r"^no row of 600 is complete: leave out the variables that lack most"):
+        model.fit(ds.assign(b=ds.b * np.nan))
+    weight = ds.a.isnull().astype(float)
+    with pytest.raises(ValueError, match=r"^no row of 600 is complete and weighs something: leave"):
+        model.fit(ds, sample_weight=weight)
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
