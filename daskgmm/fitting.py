@@ -16,7 +16,7 @@ from daskgmm.caching import cached
 from daskgmm.checkpointing import NOWHERE, Journal
 from daskgmm.climbing import Options, climb, enough, starts
 from daskgmm.constancy import ConstantPass, refuse_changes
-from daskgmm.data.blocks import Samples, joined, outsider, refusal
+from daskgmm.data.blocks import Samples, joined, nothing_left, outsider, refusal
 from daskgmm.data.survey import Survey, draw, merge, survey_block
 from daskgmm.em.info import Info
 from daskgmm.em.loop import EM, EMState, run, surviving
@@ -279,4 +279,6 @@ def survey_samples(samples: Samples, options: Options, chosen: Sequence[Any]) ->
     if survey.bad is not None and options.missing != "drop":
         position, feature, value = survey.bad
         raise refusal(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
+    if not survey.n:
+        raise nothing_left(samples)
     return survey

@@ -11,6 +11,7 @@ import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.checks import ALONE, Beside, check_extent
+from daskgmm.data.coordinates import Axis, axes, shown
 from daskgmm.families.coding import PLAIN, Coding
 
 Region = tuple[slice, ...]
@@ -52,7 +54,7 @@ class Source:
     def stamp(self) -> str | None:
         """The same as long as nothing is written to the arrays; None where that is not known."""
         beside = [array for array in (self.weight, self.labels) if array is not None]
-        if self.home is None or any(isinstance(array, np.ndarray) for array in beside):
+        if self.home is None or not all(hasattr(array, "origin") for array in beside):
             return None
         found: str | None = self.home.stamp()
         return found
@@ -109,6 +111,7 @@ class Samples:
     in_memory: bool = False  # in this process, so that its threads do the work
     names: tuple[str, ...] | None = None  # of the features
     units: tuple[str, ...] = ()  # of the features, "" of one that does not say; or ()
+    feature_dim: str | None = None  # the dimension that holds the features, where it has a name
     categories: tuple[tuple[float, ...], ...] = ()  # of the features, those that say which values they take; or ()
     dims: tuple[str, ...] | None = None  # of the samples, where they have names
     coords: Mapping[Any, Any] | None = None  # of the samples, where they come from xarray
@@ -129,9 +132,9 @@ class Samples:
         block = max((b for b in self.blocks if b.start <= position), key=lambda b: b.index)
         return self.place(block, position - block.start, feature)
 
-    @property
+    @cached_property
     def place(self) -> Place:
-        return Place(self.names, self.dims)
+        return Place(self.names, self.dims, axes(self.coords, self.dims))
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ class Place:
 
     names: tuple[str, ...] | None
     dims: tuple[str, ...] | None
+    axes: tuple[Axis | None, ...] = ()  # coordinates of these, where there are some
 
     def __call__(self, block: Block, row: int, feature: int | None) -> str:
         """``row`` counts within the block."""
@@ -150,7 +154,11 @@ class Place:
         extent = [s.stop - s.start for s in region]
         index = [s.start + int(i) for s, i in zip(region, np.unravel_index(row, extent), strict=True)]
         if self.dims is not None:
-            where = ", ".join(f"{dim}={i}" for dim, i in zip(self.dims, index, strict=True))
+            axes = self.axes or (None,) * len(index)
+            at = [str(i) if axis is None else shown(axis[i]) for axis, i in zip(axes, index, strict=True)]
+            where = ", ".join(f"{dim}={value}" for dim, value in zip(self.dims, at, strict=True))
+            if any(axis is not None for axis in axes):
+                where += f" (position {', '.join(map(str, index))})"
         else:
             where = f"row {index[0] if len(index) == 1 else tuple(index)}"
         if feature is None:
@@ -169,6 +177,24 @@ def refusal(where: str, value: float, remedy: str) -> ValueError:
 def outsider(where: str, value: float, coding: Coding) -> ValueError:
     """The error that a value is not one that the family takes."""
     return ValueError(f"Input X is {value:g} at {where}, but the mixture needs {coding.needs}: encode values as such")
+
+
+def nothing_left(samples: Samples) -> ValueError:
+    """The error that no row can be used."""
+    fact = f"no row of {samples.n} {'has a value' if samples.coding.skips else 'is complete'}"
+    if "weight" in samples.source.beside:
+        fact += " and weighs something"
+    if samples.feature_dim is not None:
+        return ValueError(
+            f"{fact}, where the last dimension, {samples.feature_dim!r} of size {samples.n_features}, is taken as the "
+            "features: transpose so that the features are last, or name the variables that are features"
+        )
+    if samples.names is None:
+        return ValueError(
+            f"{fact}, where the last axis, of size {samples.n_features}, is taken as the features: move the features "
+            "there, or fill in what is missing first"
+        )
+    return ValueError(f"{fact}: leave out the variables that lack most, or fill them in first")
 
 
 def region_size(region: Region) -> int:

@@ -13,6 +13,7 @@ from dask.core import flatten
 
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Region, Samples, Source, region_size
 from daskgmm.data.checks import ALONE, Beside, check_extent
+from daskgmm.data.spread import Spread
 
 
 def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, beside: Beside = ALONE) -> Samples:
@@ -33,7 +34,7 @@ def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, besi
     chunks = tuple(tuple(c for c in axis if c) for axis in arrays[0].chunks[:ndim])
     arrays = [a.rechunk(chunks + tuple((size,) for size in a.shape[ndim:])) for a in arrays]
     dtype = np.result_type(*(a.dtype for a in arrays))
-    beside = Beside(*(None if a is None else da.asarray(a).rechunk(chunks) for a in beside.checked(shape)))
+    beside = Beside(*(None if a is None else _lazy(a).rechunk(chunks) for a in beside.checked(shape)))
     arrays += [a for a in beside if a is not None]
     graph: dict[Any, Any] = {}
     for array, optimized in zip(arrays, dask.optimize(*arrays), strict=True):
@@ -65,3 +66,7 @@ def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, besi
         region_bytes=max((block.n for block in blocks), default=0) * n_features * dtype.itemsize,
         graph=graph,
     )
+
+
+def _lazy(array: Any) -> Any:
+    return array if isinstance(array, Spread) else da.asarray(array)

@@ -15,6 +15,7 @@ import zarr
 from daskgmm.data.blocks import Samples, Source, of_numpy
 from daskgmm.data.checks import Beside, check_real, check_unmasked
 from daskgmm.data.faults import PERMANENT, retried
+from daskgmm.data.spread import Spread
 from daskgmm.data.stored import Lazy, Stored, guarded
 from daskgmm.data.zarr import Home, check_complete, of_zarr, open_store
 
@@ -41,7 +42,8 @@ def open_samples(
         The variables of a Dataset or group that are the features; default: all data variables, of a group in the order
         of their names.
     sample_weight : array-like or str, optional
-        Of the shape of the sample dimensions; or which array of a group or Dataset that is, and so no feature.
+        Of the shape of the sample dimensions, or a DataArray along some of them; or which array of a group or Dataset
+        that is, and so no feature.
     labels : array-like of int or str, optional
         Of the same shape: the component of each sample, -1 where it is not known.
     missing : {"raise", "drop", "skip", "fill"}
@@ -200,6 +202,8 @@ def _stored(source: Source, origins: Iterable[zarr.Array[Any] | None] = repeat(N
     def stored(array: Any, origin: zarr.Array[Any] | None) -> Any:
         if isinstance(array, zarr.Array):
             return Stored(array, array, tuple(range(array.ndim)))
+        if isinstance(array, Spread):
+            return replace(array, array=stored(array.array, origin))
         if origin is not None and hasattr(array, "dims"):
             return Stored(array, origin, tuple(array.dims.index(dim) for dim in _dims(origin)))
         return Lazy(array) if hasattr(array, "dims") and not array._in_memory else array

@@ -28,7 +28,7 @@ class Survey:
     sample_weight: Array  # (m,)
     bad: tuple[int, int, float] | None  # first value that is not finite: position of the row, feature, value
     wrong: tuple[int, int, float] | None  # first finite one that the family does not take
-    bad_weight: tuple[int, float] | None  # first weight that is negative or not finite
+    bad_weight: tuple[int, float] | None  # first weight that is negative or not finite, but NaN of a row left out
     bad_label: tuple[int, float] | None  # first label that is not one of a component, nor -1
     sample_labels: npt.NDArray[np.intp]  # (m,) the components of the sampled rows, -1 where they are not known
     n_known: int  # rows whose component is known
@@ -116,8 +116,9 @@ def _survey(
     bad = None if coding.skips else _first(~finite, x, start)
     wrong = None if outside is None else _first(outside, x, start)
     bad_weight = None
-    if not (w_good := np.isfinite(w) & (w >= 0)).all():
-        row = int(np.argmin(w_good))
+    w_good = np.isfinite(w) & (w >= 0)
+    if not (w_allowed := w_good | (np.isnan(w) & ~good)).all():  # of a row that is left out, it may be missing, too
+        row = int(np.argmin(w_allowed))
         bad_weight = (start + row, float(w[row]))
     used = good & w_good & (w > 0)
     kept = x if used.all() else x[used]

@@ -18,6 +18,7 @@ from daskgmm.data.blocks import Samples, of_numpy
 from daskgmm.data.checks import ALONE, Beside, check_real
 from daskgmm.data.dask import of_dask
 from daskgmm.data.faults import reason
+from daskgmm.data.spread import Spread
 from daskgmm.data.zarr import of_stored
 
 _DESCRIBING = ("grid_mapping", "bounds", "climatology")  # CF's attributes that name such variables
@@ -117,6 +118,7 @@ def of_dataarray(array: xr.DataArray, beside: Beside = ALONE) -> Samples:
         samples,
         names=tuple(map(str, labels.values)) if named and labels is not None else None,
         units=(str(array.attrs.get("units", "")),) * array.shape[-1],
+        feature_dim=str(array.dims[-1]),
         dims=tuple(map(str, dims)),
         coords=_coords(array, dims),
         grid_mapping=_grid_mapping([array]),
@@ -209,11 +211,17 @@ def _aligned(beside: Beside, samples: xr.Dataset | xr.DataArray, dims: Sequence[
 def _aligned_array(name: str, array: Any, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> Any:
     if not isinstance(array, xr.DataArray):
         return array
-    if set(array.dims) != set(dims):
+    if not set(array.dims) <= set(dims):
         one = "label" if name == "labels" else "weight"
-        raise ValueError(f"{name} has dimensions {array.dims}, expected {dims}: give one {one} a sample")
+        raise ValueError(
+            f"{name} has dimensions {array.dims}, expected {dims} or some of them: give one {one} a sample"
+        )
     try:
         xr.align(samples, array, join="exact", copy=False)
     except ValueError as error:
         raise ValueError(f"{name} has other coordinates than the samples: give it theirs (xarray.align)") from error
-    return array.transpose(*dims).variable
+    own = [dim for dim in dims if dim in array.dims]
+    found = array.transpose(*own).variable
+    if len(own) == len(dims):
+        return found
+    return Spread(found, tuple(map(dims.index, own)), tuple(samples.sizes[dim] for dim in dims))

@@ -22,6 +22,7 @@ from zarr.storage._common import make_store
 from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
 from daskgmm.data.checks import ALONE, Beside, check_extent
 from daskgmm.data.faults import PERMANENT, cause, reason, retried, unread
+from daskgmm.data.spread import Spread
 from daskgmm.data.stored import Guarded
 from daskgmm.urls import presentable
 
@@ -79,11 +80,18 @@ def of_stored(
         n_features,
         dtype,
         blocks,
-        Source(tuple(arrays), *(np.asarray(array) if is_dask_collection(array) else array for array in beside)),
+        Source(tuple(arrays), *map(_computed, beside)),
         region_bytes=max((region_size(r) for b in blocks[:1] for r in b.regions), default=0)
         * n_features
         * dtype.itemsize,
     )
+
+
+def _computed(array: Any) -> Any:
+    """What comes beside a store, where that is lazy: once, and not by each reader."""
+    if isinstance(array, Spread):
+        return replace(array, array=_computed(array.array))
+    return np.asarray(array) if is_dask_collection(array) else array
 
 
 def _common(grids: Iterable[Sequence[int]]) -> tuple[int, ...]:

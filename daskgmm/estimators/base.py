@@ -90,8 +90,8 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             variables are the features and all dimensions are sample dimensions.
         y : Ignored
         sample_weight : array-like or str, optional
-            Of the shape of the sample dimensions; a weight of 2 counts as the row twice. Or the name of a variable of a
-            Dataset, or of an array of a Zarr group, that is no feature then.
+            Of the shape of the sample dimensions, or a DataArray along some of them; a weight of 2 counts as the row
+            twice. Or the name of a variable of a Dataset, or of an array of a Zarr group, that is no feature then.
 
         Returns
         -------
@@ -217,8 +217,11 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         else:
             check_unmasked(X, "the array")
             X = validate_data(self, X, reset=fitting, ensure_all_finite=False, ensure_min_samples=2 if fitting else 1)
-            if beside.weight is not None:
-                beside = beside._replace(weight=_check_sample_weight(beside.weight, X, ensure_non_negative=True))
+            weight = beside.weight
+            # Of rows that are left out, weights may be missing: the survey sees both.
+            gaps = self.missing == "drop" and weight is not None and np.isnan(np.asarray(weight, float)).any()
+            if weight is not None and not gaps:
+                beside = beside._replace(weight=_check_sample_weight(weight, X, ensure_non_negative=True))
             return open_samples(X, **dict(beside.named), missing=self.missing)
         if fitting:
             self.n_features_in_ = samples.n_features

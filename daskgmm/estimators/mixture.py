@@ -114,8 +114,8 @@ class EMMixture(BaseMixture):
             variables are the features and all dimensions are sample dimensions.
         y : Ignored
         sample_weight : array-like or str, optional
-            Of the shape of the sample dimensions; a weight of 2 counts as the row twice. Or the name of a variable of a
-            Dataset, or of an array of a Zarr group, that is no feature then.
+            Of the shape of the sample dimensions, or a DataArray along some of them; a weight of 2 counts as the row
+            twice. Or the name of a variable of a Dataset, or of an array of a Zarr group, that is no feature then.
         labels : array-like of int or str, optional
             The same: the component of each sample, from 0 on, and -1 where it is not known. What is known
             stays so, and the joint likelihood of samples and labels is maximized, from one start on all of the data,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import zarr
 
 from daskgmm import GaussianMixture, open_samples
 from daskgmm.data.blocks import Samples
+from daskgmm.data.stored import Stored
 
 Array = npt.NDArray[np.float64]
 
@@ -236,6 +238,62 @@ def test_weights_of_any_kind(container: str, form: str, rows: Array, tmp_path: P
     data = rows.reshape(*SHAPE, 3) if container == "NumPy" else CUBES[container](rows, tmp_path)
     samples = open_samples(data, sample_weight=forms[form]())
     assert_same_fit(model().fit(samples), model().fit(np.repeat(rows, weight.astype(int), axis=0)))
+
+
+SPREAD = ("Dataset", "Dataset, dask", "Dataset, mixed", "lazy v3", "netCDF", "xr.open_zarr", "path", "DataArray, dask")
+
+
+@pytest.mark.parametrize("dims", [("lat",), ("lon", "time"), ()])
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("container", SPREAD)
+def test_weights_along_some_dimensions_are_those_of_all_samples(
+    container: str, lazy: bool, dims: tuple[str, ...], rows: Array, tmp_path: Path
+) -> None:
+    """To the last bit."""
+    data = CUBES[container](rows, tmp_path)
+    whole = fields(rows)
+    sizes = [whole.sizes[dim] for dim in dims]
+    few = xr.DataArray(np.random.default_rng(3).uniform(0.1, 2, sizes), dims=dims)
+    if not container.startswith("DataArray"):
+        few = few.assign_coords({dim: whole[dim] for dim in dims})
+    every = few.broadcast_like(whole.a.drop_vars(whole.coords)).transpose(*DIMS)
+    few = few.chunk(dict.fromkeys(dims, 2)) if lazy else few
+    found, expected = model().fit(data, sample_weight=few), model().fit(data, sample_weight=every.values)
+    for name in ("weights_", "means_", "covariances_", "lower_bound_"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    samples = open_samples(data, sample_weight=few)
+    if not (samples.in_memory or samples.graph):  # it is sent to workers; all weights are 4,800 bytes
+        assert len(pickle.dumps(samples.source)) < len(pickle.dumps(open_samples(data).source)) + 4000
+
+
+@pytest.mark.parametrize("weight", ["lat", "area"])
+@pytest.mark.parametrize("container", ["Dataset", "Dataset, dask", "lazy v3", "path"])
+def test_weights_along_some_dimensions_by_name(container: str, weight: str, rows: Array, tmp_path: Path) -> None:
+    """The store's own are read with what is done for all that is stored, and a kept fit knows them again."""
+    own = fields(rows).assign_coords(lat=np.linspace(1, 60, SHAPE[1])).reset_coords("area")
+    path = str(tmp_path / "w.zarr")
+    own.to_zarr(path, encoding={name: {"chunks": (2, 6, 10)} for name in "abc"})
+    data = {
+        "Dataset": lambda: own,
+        "Dataset, dask": lambda: own.chunk(time=2, lat=5),
+        "lazy v3": lambda: xr.open_zarr(path, chunks=None),
+        "path": lambda: path,
+    }[container]()
+    samples = open_samples(data, variables=["a", "b", "c"], sample_weight=weight)
+    expected = model().fit(own[["a", "b", "c"]], sample_weight=own[weight].broadcast_like(own.a).transpose(*DIMS))
+    assert_same_fit(model().fit(samples), expected)
+    if container == "path":
+        assert isinstance(samples.source.weight.array, Stored)
+        assert samples.source.stamp() is not None
+        given = open_samples(path, variables=["a", "b", "c"], sample_weight=own[weight])
+        assert given.source.stamp() is None  # which may be another the next time
+
+
+def test_labels_along_some_dimensions(rows: Array) -> None:
+    ds = fields(rows)
+    labels = xr.where(ds.lat > 50, 1, -1)
+    every = labels.broadcast_like(ds.a).transpose(*DIMS)
+    assert_same_fit(model().fit(open_samples(ds, labels=labels)), model().fit(open_samples(ds, labels=every)))
 
 
 def test_weights_without_units_of_storage(rows: Array, tmp_path: Path) -> None:

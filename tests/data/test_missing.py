@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 import xarray as xr
 import zarr
 
-from daskgmm import GaussianMixture
+import daskgmm.data.coordinates
+from daskgmm import GaussianMixture, open_samples
 
 Array = npt.NDArray[np.float64]
 
@@ -84,6 +87,51 @@ def test_a_prediction_names_the_bad_value_once_it_is_computed(kind: str, rows: A
         lazy.compute()
 
 
+COORDS = {  # of time, and how a message says its third value
+    "days": (np.arange("2020-01-01", "2020-01-06", dtype="datetime64[D]").astype("datetime64[ns]"), "2020-01-03"),
+    "hours": (np.datetime64("2020-01-01T06:30", "ns") + np.arange(5) * np.timedelta64(12, "h"), "2020-01-02T06:30"),
+    "years": (np.arange(1999, 2004), "2001"),
+    "names": (np.array(["a", "b", "c", "d", "e"], dtype=object), "c"),
+    "none": (None, "2"),
+}
+
+
+@pytest.mark.parametrize("kind", ["Dataset", "Dataset, dask", "labelled store", "DataArray"])
+@pytest.mark.parametrize("times", COORDS)
+def test_a_place_has_the_values_of_coordinates(times: str, kind: str, rows: Array, tmp_path: Path) -> None:
+    """And its positions, which are said to be such; a dimension without coordinates has these alone."""
+    gappy = rows.copy()
+    gappy[BAD[0]] = np.nan
+    values, word = COORDS[times]
+    ds = fields(gappy).assign_coords(lat=np.linspace(-59.25, 56.25, 12, dtype=np.float32))
+    ds = ds if values is None else ds.assign_coords(time=values)
+    ds = ds.assign_coords(x=("lon", np.arange(10.0)), t=(("lat", "lon"), np.ones((12, 10))))
+    data: dict[str, Callable[[], Any]] = {
+        "Dataset": lambda: ds,
+        "Dataset, dask": lambda: ds.chunk(time=2, lat=5),
+        "labelled store": lambda: ds.to_zarr(tmp_path / "f.zarr") and tmp_path / "f.zarr",
+        "DataArray": lambda: ds.to_array("feature").transpose(..., "feature"),
+    }
+    where = re.escape(f"variable 'b' at time={word}, lat=45.75, lon=5 (position 2, 10, 5) is nan")
+    given = data[kind]()
+    with pytest.raises(ValueError, match=where):
+        GaussianMixture(**START).fit(given)
+    model = GaussianMixture(**START).fit(rows)
+    with pytest.raises(ValueError, match=where):
+        np.asarray(model.predict(given))
+
+
+def test_coordinates_are_not_read_for_a_place(rows: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are in memory they are taken, unless they are as many as should not be sent to workers."""
+    fields(rows).assign_coords(lat=np.arange(12.0)).to_zarr(tmp_path / "f.zarr")
+    lazy = xr.open_zarr(tmp_path / "f.zarr", chunks=None, create_default_indexes=False)
+    assert open_samples(lazy).locate(345) == "time=2, lat=10, lon=5"
+    whole = open_samples(tmp_path / "f.zarr")
+    assert whole.locate(345) == "time=2, lat=10, lon=5 (position 2, 10, 5)"
+    monkeypatch.setattr(daskgmm.data.coordinates, "_LONGEST", 11)
+    assert replace(whole).locate(345) == "time=2, lat=10, lon=5"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropped_rows_are_as_if_they_were_not_there(kind: str, gappy: Array, tmp_path: Path) -> None:
     good = np.isfinite(gappy).all(axis=1)
@@ -122,12 +170,33 @@ def test_a_chunk_without_any_good_row(rows: Array) -> None:
 
 def test_no_good_row_at_all() -> None:
     lazy = da.full((600, 3), np.nan, chunks=(100, 3))
-    with pytest.raises(ValueError, match=r"n_components = 3, n_samples = 0.*missing values"):
+    with pytest.raises(ValueError, match=r"^no row of 600 is complete, where the last axis, of size 3, .*: move"):
         GaussianMixture(missing="drop", **START).fit(lazy)
     model = GaussianMixture(missing="drop").fit(np.random.default_rng(0).standard_normal((50, 3)))
     assert (model.predict(lazy).compute() == -1).all()
     with pytest.raises(ValueError, match="nothing to"):
         model.score(lazy)
+
+
+@pytest.mark.parametrize("chunks", [None, {"lat": 5}])
+def test_no_good_row_where_the_features_are_not_last(chunks: Any, rows: Array, tmp_path: Path) -> None:
+    """A DataArray of features first, or of one variable: whole columns along its last dimension are land."""
+    ds = fields(rows)
+    ds = ds.where(ds.lon.isin([0, 1, 2, 3]))
+    ds = ds if chunks is None else ds.chunk(chunks)
+    model = GaussianMixture(2, missing="drop")
+    remedy = "transpose so that the features are last, or name the variables that are features"
+    fact = "where the last dimension, 'lon' of size 10, is taken as the features"
+    ds.to_zarr(tmp_path / "x.zarr")
+    for data, n in ((ds.to_array(), 180), (ds.a, 60), (open_samples(tmp_path / "x.zarr", array="b"), 60)):
+        with pytest.raises(ValueError, match=f"^no row of {n} is complete, {fact}: {remedy}$"):
+            model.fit(data)
+    assert model.fit(ds.to_array().transpose(..., "variable")).n_samples_ == 240
+    with pytest.raises(ValueError, match=r"^no row of 600 is complete: leave out the variables that lack most"):
+        model.fit(ds.assign(b=ds.b * np.nan))
+    weight = ds.a.isnull().astype(float)
+    with pytest.raises(ValueError, match=r"^no row of 600 is complete and weighs something: leave"):
+        model.fit(ds, sample_weight=weight)
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
@@ -141,6 +210,28 @@ def test_a_bad_weight_is_named(kind: str, value: float, rows: Array, tmp_path: P
         GaussianMixture(**START).fit(
             data, sample_weight=weight if where.startswith("row") else weight.reshape(5, 12, 10)
         )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_is_left_out_needs_no_weight(kind: str, gappy: Array, tmp_path: Path) -> None:
+    """But one that is not needs one, and none may be negative."""
+    shape = (5, 12, 10) if kind.startswith(("Dataset", "labelled")) else (600,)
+    good = np.isfinite(gappy).all(axis=1)
+    weight = np.where(good, np.arange(600) % 3 + 0.5, np.nan)
+    data = KINDS[kind](gappy, tmp_path)
+    found = GaussianMixture(missing="drop", **START).fit(data, sample_weight=weight.reshape(shape))
+    expected = GaussianMixture(**START).fit(gappy[good], sample_weight=weight[good])
+    for name in ("weights_", "means_", "covariances_", "lower_bound_"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-10)
+    default = GaussianMixture(3, missing="drop", random_state=0).fit(data, sample_weight=weight.reshape(shape))
+    assert np.isfinite(default.means_).all()
+    for row, value in ((344, np.nan), (345, -1.0)):
+        bad = weight.copy()
+        bad[row] = value
+        with pytest.raises(ValueError, match=f"sample_weight is {value} at|Negative values in data passed"):
+            GaussianMixture(missing="drop", **START).fit(data, sample_weight=bad.reshape(shape))
+    with pytest.raises(ValueError, match=r"sample_weight contains NaN|X contains (NaN|infinity)"):
+        GaussianMixture(**START).fit(data, sample_weight=weight.reshape(shape))
 
 
 def test_a_row_of_no_weight_may_be_anything(rows: Array) -> None:

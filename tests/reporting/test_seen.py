@@ -77,6 +77,8 @@ def test_places_have_the_names_of_dims_and_any_container_gives_the_same(gm, fiel
     bins = grid(gm)
     (of_all, _), (lazy, samples) = seen(gm, field.reshape(-1, 3), bins), seen(gm, ds.chunk(lat=4, lon=9), bins)
     assert place(samples, lazy.worst.index[0]) == "lat=4, lon=5"
+    there = open_samples(ds.assign_coords(lat=np.linspace(-59.25, 3, ds.sizes["lat"])), missing="drop")
+    assert place(there, 5) == "lat=-59.25, lon=5 (position 0, 5)"
     for name in ("n", "n_missing", "marginals", "joints", "uncertainty"):
         np.testing.assert_array_equal(getattr(lazy, name), getattr(of_all, name))
     np.testing.assert_array_equal(lazy.worst.index, of_all.worst.index)

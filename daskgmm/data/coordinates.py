@@ -1,0 +1,35 @@
+"""Values of coordinates, for people to find a row again by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Axis = npt.NDArray[np.generic]
+
+# Values that go to workers, 8 MiB of numbers; and of objects, which go as texts.
+_LONGEST, _LONGEST_OBJECTS = 2**20, 2**14
+
+
+def axes(coords: Mapping[Any, Any] | None, dims: Sequence[str] | None) -> tuple[Axis | None, ...]:
+    """The coordinates of dimensions, None where one has none, or would first have to be read."""
+    return tuple(_axis((coords or {}).get(dim)) for dim in dims or ())
+
+
+def _axis(variable: Any) -> Axis | None:
+    if variable is None or variable.ndim != 1 or not variable._in_memory:
+        return None
+    if variable.dtype.kind != "O":
+        return np.asarray(variable.values) if variable.size <= _LONGEST else None
+    # A worker may not know the class of a time in a model's calendar.
+    return np.array([str(value) for value in variable.values]) if variable.size <= _LONGEST_OBJECTS else None
+
+
+def shown(value: Any) -> str:
+    """2001-02-01, -59.25 and such."""
+    if isinstance(value, np.datetime64):
+        return str(np.datetime_as_string(value, unit="auto"))
+    return f"{value:.8g}" if isinstance(value, np.floating) else str(value)
