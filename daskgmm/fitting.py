@@ -280,5 +280,5 @@ def survey_samples(samples: Samples, options: Options, chosen: Sequence[Any]) ->
         position, feature, value = survey.bad
         raise refusal(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
     if not survey.n:
-        raise nothing_left(samples)
+        raise nothing_left(samples, survey.bad is not None or samples.coding.skips)
     return survey

@@ -179,10 +179,12 @@ def outsider(where: str, value: float, coding: Coding) -> ValueError:
     return ValueError(f"Input X is {value:g} at {where}, but the mixture needs {coding.needs}: encode values as such")
 
 
-def nothing_left(samples: Samples) -> ValueError:
-    """The error that no row can be used."""
+def nothing_left(samples: Samples, gaps: bool) -> ValueError:
+    """The error that no row can be used; ``gaps``: some have missing values."""
     fact = f"no row of {samples.n} {'has a value' if samples.coding.skips else 'is complete'}"
     if "weight" in samples.source.beside:
+        if not gaps:
+            return ValueError(f"no row of {samples.n} weighs anything: sample_weight needs non-zero numbers")
         fact += " and weighs something"
     if samples.feature_dim is not None:
         return ValueError(

@@ -10,22 +10,20 @@ import numpy.typing as npt
 
 Axis = npt.NDArray[np.generic]
 
-# Values that go to workers, 8 MiB of numbers; and of objects, which go as texts.
-_LONGEST, _LONGEST_OBJECTS = 2**20, 2**14
+_LONGEST = 2**14  # values: they go to workers with each task
 
 
 def axes(coords: Mapping[Any, Any] | None, dims: Sequence[str] | None) -> tuple[Axis | None, ...]:
-    """The coordinates of dimensions, None where one has none, or would first have to be read."""
+    """The coordinates of dimensions, None where one has none, has very many, or would first have to be read."""
     return tuple(_axis((coords or {}).get(dim)) for dim in dims or ())
 
 
 def _axis(variable: Any) -> Axis | None:
-    if variable is None or variable.ndim != 1 or not variable._in_memory:
+    if variable is None or variable.ndim != 1 or variable.size > _LONGEST or not variable._in_memory:
         return None
-    if variable.dtype.kind != "O":
-        return np.asarray(variable.values) if variable.size <= _LONGEST else None
     # A worker may not know the class of a time in a model's calendar.
-    return np.array([str(value) for value in variable.values]) if variable.size <= _LONGEST_OBJECTS else None
+    texts = variable.dtype.kind == "O"
+    return np.array([str(value) for value in variable.values]) if texts else np.asarray(variable.values)
 
 
 def shown(value: Any) -> str:

@@ -197,6 +197,8 @@ def test_no_good_row_where_the_features_are_not_last(chunks: Any, rows: Array, t
     weight = ds.a.isnull().astype(float)
     with pytest.raises(ValueError, match=r"^no row of 600 is complete and weighs something: leave"):
         model.fit(ds, sample_weight=weight)
+    with pytest.raises(ValueError, match=r"^no row of 600 weighs anything: sample_weight needs non-zero numbers$"):
+        model.fit(fields(rows), sample_weight=weight * 0)
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])

@@ -229,6 +229,10 @@ def _check_refused(case: Case, error: Exception) -> None:
         assert reg_covar == 0 or reg_covar < 1e-10 * reach**2  # which is below rounding of squares, if not of all
     elif "masked" in text:
         assert case.masked or case.store == "dask"  # which cannot know
+    elif text.startswith("no row of"):
+        assert not len(rows)
+        assert "weigh" in text or not good.any()
+        assert case.bad or "non-zero" in text
     elif "NaN" in text or "infinity" in text or "nan" in text or "inf" in text:
         assert case.bad
     elif "sampled rows" in text:
