@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
+import scipy.sparse
 import xarray as xr
 import zarr
 
@@ -62,6 +65,34 @@ def test_what_holds_no_samples_at_all() -> None:
 
     with pytest.raises(TypeError, match="cannot read samples from Delayed"):
         GaussianMixture(2).fit(dask.delayed(np.ones)((5, 2)))
+
+
+def test_what_holds_an_array_and_is_none(rows: Array) -> None:
+    """Stand-ins for a dask DataFrame and for AnnData, which are other packages' here."""
+    frame = type("DataFrame", (), {"__dask_graph__": lambda self: {}, "to_dask_array": lambda self, lengths: None})()
+    cells = type("AnnData", (), {"X": rows, "shape": rows.shape})()
+    for call in (GaussianMixture(2).fit, GaussianMixture(2, random_state=0).fit(rows).predict, open_samples):
+        with pytest.raises(TypeError, match=r"samples from DataFrame: give its \.to_dask_array\(lengths=True\)$"):
+            call(frame)
+        with pytest.raises(TypeError, match=r"samples from AnnData: give the array that it holds, its \.X$"):
+            call(cells)
+    pandas = pd.DataFrame(rows, columns=["X", "Y", "Z"])
+    assert GaussianMixture(2, random_state=0).fit(pandas).n_samples_ == 600
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_sparse_arrays(labelled: bool, rows: Array) -> None:
+    lazy: Any = da.from_array(rows, chunks=(100, 3)).map_blocks(scipy.sparse.csr_matrix)
+    remedy = re.escape("make them dense by x.map_blocks(lambda b: b.toarray(), dtype=x.dtype)")
+    message = rf"the array has sparse blocks \(csr_matrix\), .*: {remedy}$"
+    for call in (GaussianMixture(2).fit, GaussianMixture(2, random_state=0).fit(rows).predict, open_samples):
+        with pytest.raises(TypeError, match=message):
+            call(xr.DataArray(lazy, dims=("x", "feature")) if labelled else lazy)
+    expected = GaussianMixture(2, random_state=0).fit(da.from_array(rows, chunks=(100, 3)))
+    dense = GaussianMixture(2, random_state=0).fit(lazy.map_blocks(lambda b: b.toarray(), dtype=lazy.dtype))
+    np.testing.assert_array_equal(dense.means_, expected.means_)
+    with pytest.raises(TypeError, match=r"the array is sparse \(csr_array\), .*: give its \.toarray\(\)$"):
+        open_samples(scipy.sparse.csr_array(rows))
 
 
 def test_arrays_of_a_group_are_listed_where_the_choice_is_open_or_wrong(rows: Array, tmp_path: Path) -> None:

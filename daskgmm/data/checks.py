@@ -103,3 +103,39 @@ def check_unmasked(array: Any, what: str) -> None:
             f"{what} is masked: put NaN under the mask, by x.astype(float).filled(numpy.nan) or dask.array.ma.filled,"
             " and pass missing='drop' to leave such rows out"
         )
+
+
+def check_kind(data: Any) -> None:
+    """Refuse what holds an array and is none, and say how to get at it.
+
+    Raises
+    ------
+    TypeError
+    """
+    remedy = None
+    if hasattr(data, "to_dask_array"):
+        remedy = "its .to_dask_array(lengths=True)"
+    elif hasattr(data, "X") and not hasattr(data, "__array__"):  # AnnData
+        remedy = "the array that it holds, its .X"
+    if remedy is not None:
+        raise TypeError(f"cannot read samples from {type(data).__name__}: give {remedy}")
+    check_dense(data)
+
+
+def check_dense(array: Any) -> None:
+    """Refuse sparse arrays, and dask's of sparse blocks.
+
+    Raises
+    ------
+    TypeError
+    """
+    block = getattr(array, "_meta", array)
+    for dense in ("toarray", "todense"):  # SciPy's name, and that of others
+        if hasattr(block, dense):
+            kind = f"({type(block).__name__}), but a mixture needs all values"
+            if block is array:
+                raise TypeError(f"the array is sparse {kind}: give its .{dense}()")
+            raise TypeError(
+                f"the array has sparse blocks {kind}: make them dense by x.map_blocks(lambda b: b.{dense}(), "
+                "dtype=x.dtype)"
+            )

@@ -12,7 +12,7 @@ import numpy as np
 from dask.core import flatten
 
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Region, Samples, Source, region_size
-from daskgmm.data.checks import ALONE, Beside, check_extent
+from daskgmm.data.checks import ALONE, Beside, check_dense, check_extent
 from daskgmm.data.spread import Spread
 
 
@@ -27,6 +27,8 @@ def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, besi
     ValueError
         An array does not know its shape.
     """
+    for array in arrays:
+        check_dense(array)
     if any(np.isnan(size) for array in arrays for size in array.shape):
         raise ValueError("the dask array does not know its shape: call its compute_chunk_sizes() first")
     check_extent(shape, n_features)

@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 
 from daskgmm.data.blocks import Samples, Source, of_numpy
-from daskgmm.data.checks import Beside, check_real, check_unmasked
+from daskgmm.data.checks import Beside, check_kind, check_real, check_unmasked
 from daskgmm.data.faults import PERMANENT, retried
 from daskgmm.data.spread import Spread
 from daskgmm.data.stored import Lazy, Stored, guarded
@@ -81,6 +81,7 @@ def _open(data: Any, array: str | None, variables: Sequence[str] | None, beside:
     if xr is not None and isinstance(data, xr.Dataset | xr.DataArray):
         samples = _of_xarray(data, array, variables, beside)
         return replace(samples, source=_stored(samples.source))
+    check_kind(data)
     if hasattr(data, "__dask_graph__"):
         import dask.array as da
 

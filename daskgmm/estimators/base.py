@@ -21,7 +21,7 @@ from daskgmm import persistence, prediction
 from daskgmm.blas import single_blas
 from daskgmm.checkpointing import NOWHERE, Checkpoint, Journal
 from daskgmm.data.blocks import Samples
-from daskgmm.data.checks import ALONE, Beside, check_unmasked
+from daskgmm.data.checks import ALONE, Beside, check_kind, check_unmasked
 from daskgmm.data.open import open_samples
 from daskgmm.em.info import Info
 from daskgmm.families.base import Components
@@ -215,6 +215,7 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             variables = list(known) if known is not None else None
             samples = open_samples(X, variables=variables, **dict(beside.named), missing=self.missing)
         else:
+            check_kind(X)
             check_unmasked(X, "the array")
             X = validate_data(self, X, reset=fitting, ensure_all_finite=False, ensure_min_samples=2 if fitting else 1)
             weight = beside.weight
