@@ -129,7 +129,9 @@ def em_options(tol: float) -> Callable[[F], F]:
     type=click.FloatRange(0, min_open=True),
     help="Bayesian: the smaller, the fewer components have rows.  [default: 1 / components]",
 )
-@click.option("--weights", metavar="NAME", help="Array of the store: how often each row counts.")
+@click.option(
+    "--weights", metavar="NAME", help="Array of the store, perhaps along some dimensions: how often each row counts."
+)
 @click.option("--labels", metavar="NAME", help="Array of the store: the component of each row, -1 where not known.")
 @em_options(tol=1e-3)
 def fit(
