@@ -149,7 +149,7 @@ def fit(
     memory_limit: str,
     **options: Any,
 ) -> None:
-    """Fit a mixture to STORE and write the model.
+    """Fit a mixture to STORE, a Zarr store or a NetCDF file, and write the model.
 
     \b
       daskgmm fit patches.zarr --components 32 --workers 4 --memory-limit 512MiB --output model.zarr

@@ -46,12 +46,9 @@ def report(
     from daskgmm.reporting.page import page
 
     check_free(output, overwrite)
-    samples = None
-    if store is not None:
-        gm, samples = model_and_samples(model, store, array, variables, missing)
-        missing = gm.missing
+    samples = None if store is None else model_and_samples(model, store, array, variables, missing)[1]
     # Without data there is nothing for workers to do.
     with contextlib.nullcontext() if samples is None else workers_for(scheduler, workers, memory_limit):
-        text = page(model, samples, store or "", missing or "raise")
+        text = page(model, samples, store or "", missing)
     write(output, text)
     click.echo(f"{presentable(output)}: {len(text.encode()) / 2**10:,.0f} KiB")

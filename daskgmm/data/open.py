@@ -96,7 +96,7 @@ def _open(data: Any, array: str | None, variables: Sequence[str] | None, beside:
         return of_numpy([data], *_features_last(data, "the array"), beside)
     raise TypeError(
         f"cannot read samples from {type(data).__name__}: give an array, a dask array, an xarray object "
-        "or the path of a Zarr store"
+        "or the path of a Zarr store or a NetCDF file"
     )
 
 

@@ -87,12 +87,10 @@ def guarded(node: zarr.Array[Any] | zarr.Group) -> zarr.Array[Any] | zarr.Group:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """An array of a store that is read by ``stored[region]``: again where that fails; then its chunk is named."""
+class Lazy:
+    """What is read by ``lazy[region]``, again where that fails: a variable of xarray's that is not in memory."""
 
-    array: Any  # itself, or a variable that xarray decodes from it
-    origin: zarr.Array[Any]
-    axes: tuple[int, ...]  # those of the array, in the order of the origin's
+    array: Any
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,6 +99,25 @@ class Stored:
     @property
     def dtype(self) -> np.dtype[Any]:
         return self.array.dtype
+
+    def __getitem__(self, region: tuple[slice, ...]) -> npt.NDArray[np.generic]:
+        try:
+            return retried(lambda: np.asarray(self.array[region]))
+        except MemoryError:
+            raise
+        except Exception as error:
+            place = ", ".join(
+                f"{dim} {s.start} to {s.stop - 1}" for dim, s in zip(self.array.dims, region, strict=False)
+            )
+            raise unread(f"{place} of a variable", error) from cause(error)
+
+
+@dataclass(frozen=True)
+class Stored(Lazy):
+    """An array of a store, or a variable that xarray decodes from it: the chunk that cannot be read is named."""
+
+    origin: zarr.Array[Any]
+    axes: tuple[int, ...]  # those of the array, in the order of the origin's
 
     @property
     def local(self) -> bool:
@@ -153,32 +170,6 @@ class Stored:
         return OSError(
             f"{chunk} {what_is_wrong(error)}: if it is so again, write the chunk anew, or restore it from a copy"
         )
-
-
-@dataclass(frozen=True)
-class Lazy:
-    """A variable of an xarray object that somebody opened, whose rows are still where they came from."""
-
-    array: Any  # xarray's
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.array.dtype
-
-    def __getitem__(self, region: tuple[slice, ...]) -> npt.NDArray[np.generic]:
-        try:
-            return retried(lambda: np.asarray(self.array[region]))
-        except MemoryError:
-            raise
-        except Exception as error:
-            place = ", ".join(
-                f"{dim} {s.start} to {s.stop - 1}" for dim, s in zip(self.array.dims, region, strict=False)
-            )
-            raise unread(f"{place} of a variable", error) from cause(error)
 
 
 def _cuts(extent: slice, unit: int) -> list[slice]:

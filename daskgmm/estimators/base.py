@@ -206,6 +206,8 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _open(self, X: Any, beside: Beside = ALONE, fitting: bool = False) -> Samples:
         """See X as samples, and check its features against those of the fit or, fitting, remember them."""
         known = None if fitting else getattr(self, "feature_names_in_", None)
+        for name in ("feature_names_in_", "feature_units_in_") if fitting else ():  # of an earlier fit
+            self.__dict__.pop(name, None)
         if isinstance(X, Samples):
             for name, array in beside.named:
                 if array is not None:
@@ -226,10 +228,10 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             return open_samples(X, **dict(beside.named), missing=self.missing)
         if fitting:
             self.n_features_in_ = samples.n_features
-            for name, values in (("feature_names_in_", samples.names), ("feature_units_in_", samples.units)):
-                self.__dict__.pop(name, None)
-                if values is not None and any(values):
-                    setattr(self, name, np.array(values, dtype=object))
+            if samples.names is not None:
+                self.feature_names_in_ = np.array(samples.names, dtype=object)
+            if any(samples.units):
+                self.feature_units_in_ = np.array(samples.units, dtype=object)
         elif samples.n_features != self.n_features_in_:
             raise ValueError(
                 f"X has {samples.n_features} features, but {type(self).__name__} is expecting "
@@ -240,8 +242,7 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 f"The feature names should match those that were passed during fit: got {list(samples.names)}, "
                 f"fitted on {list(known)}"
             )
-        else:
-            self._compare_units(samples)
+        self._compare_units(samples)
         return samples
 
     def _compare_units(self, samples: Samples) -> None:
@@ -251,8 +252,7 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
             if units and others and units != others:
                 feature = i if samples.names is None else repr(samples.names[i])
                 warnings.warn(
-                    f"feature {feature} has units {others!r}, but had {units!r} in the fit: convert it, unless they "
-                    "are the same",
+                    f"feature {feature} has units {others!r}, but had {units!r} in the fit: convert it if they differ",
                     stacklevel=2,
                 )
 

@@ -72,7 +72,8 @@ class BayesianGaussianMixture(CovarianceMixture):
         The prior that was used.
     lower_bound_ : float
         The bound per sample, before the last step; all constants are in it.
-    converged_, n_iter_, lower_bounds_, n_passes_, n_samples_, history_, n_features_in_, feature_names_in_
+    converged_, n_iter_, lower_bounds_, n_passes_, n_samples_, history_, n_features_in_,
+    feature_names_in_, feature_units_in_
         As of :class:`daskgmm.GaussianMixture`.
     """
 

@@ -62,7 +62,8 @@ class ProductMixture(EMMixture):
         Of categorical features (n_components, the sum of n_levels_).
     categories_, n_levels_ : list of ndarray, ndarray (n_features,)
         Of categorical features: the levels of each, and how many they are.
-    converged_, n_iter_, lower_bound_, lower_bounds_, n_passes_, n_samples_, history_, n_features_in_, feature_names_in_
+    converged_, n_iter_, lower_bound_, lower_bounds_, n_passes_, n_samples_, history_, n_features_in_,
+    feature_names_in_, feature_units_in_
         As of :class:`daskgmm.GaussianMixture`; with ``alpha`` the lower bound is the log-posterior, but for a constant.
     """
 

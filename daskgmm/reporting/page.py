@@ -49,7 +49,7 @@ class Looked:
     seconds: float
 
 
-def page(model: str, samples: Samples | None = None, store: str = "", missing: str = "raise") -> str:
+def page(model: str, samples: Samples | None = None, store: str = "", missing: str | None = None) -> str:
     """The report of a model.
 
     Parameters
@@ -60,7 +60,7 @@ def page(model: str, samples: Samples | None = None, store: str = "", missing: s
         The data to hold the model against: one pass over them, on the cluster where there is a client.
     store : str
         Where these come from.
-    missing : {"raise", "drop", "skip", "fill"}
+    missing : {"raise", "drop", "skip", "fill"}, optional
 
     Returns
     -------
@@ -92,9 +92,10 @@ def page(model: str, samples: Samples | None = None, store: str = "", missing: s
         grid = grid_of(gm.weights_, gm.means_, covariances, np.float64 if samples is None else samples.dtype)
     looked = None
     if samples is not None:
-        gm.set_params(missing=missing)
+        if missing is not None:
+            gm.set_params(missing=missing)
         begin = time.perf_counter()
-        found = see(replace(samples, coding=gm._coding()), gm._components(), grid, missing)
+        found = see(replace(samples, coding=gm._coding()), gm._components(), grid, gm.missing)
         looked = Looked(found, time.perf_counter() - begin)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number

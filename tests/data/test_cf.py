@@ -254,3 +254,4 @@ def test_units_stay_with_the_model_and_others_are_warned_of(blobs, tmp_path):
         again.predict(kelvin)
     again.predict(kelvin.drop_attrs())  # of which nothing is known
     assert not hasattr(again.fit(ds[names].drop_attrs()), "feature_units_in_")
+    assert not hasattr(gm.fit(blobs[:, :2]), "feature_units_in_")  # nor are they those of an earlier fit
