@@ -14,9 +14,10 @@ from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import GaussianMixture
 from daskgmm.blas import single_blas
+from daskgmm.em.bound import Parts
 from daskgmm.em.estep import completed, statistics
 from daskgmm.em.loop import EM, EMState
-from daskgmm.em.moves import _Parts, moves
+from daskgmm.em.moves import Move, moves
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 
@@ -59,11 +60,11 @@ def test_the_bound_is_below_the_likelihood_and_meets_it_where_em_ends(
     z = em.frame.apply(rows)
     resp = np.random.default_rng(seed).dirichlet(np.ones(k), size=len(rows)).T
     with single_blas():
-        bound, parameters = _Parts.of(em, z, resp, weights).fit(em)
+        bound, parameters = Parts.of(em, z, resp, weights).fit(em)
         assert bound <= weights @ em.log_densities(parameters, em.sample) + 1e-9 * len(rows)
         state = _fit(em, parameters, rows, weights)
         model_resp = np.exp(_log_joint(em, state, z))
-        bound, parameters = _Parts.of(em, z, model_resp / model_resp.sum(axis=0), weights).fit(em)
+        bound, parameters = Parts.of(em, z, model_resp / model_resp.sum(axis=0), weights).fit(em)
     # An M-step that starts anew may end in another maximum, if there are several.
     assert model.climbs or bound == pytest.approx(weights @ em.log_densities(parameters, em.sample), rel=1e-7)
 
@@ -87,11 +88,11 @@ def test_a_move_frees_a_mixture_with_two_components_on_one_group_and_one_on_two(
     wrong = np.select([(group == 0) & first_half, group == 0, group <= 2], [0, 1, 2], group)
     with single_blas():
         best, stuck = (
-            _fit(em, _Parts.of(em, z, np.eye(5)[:, which], weights).fit(em)[1], rows, weights)
+            _fit(em, Parts.of(em, z, np.eye(5)[:, which], weights).fit(em)[1], rows, weights)
             for which in (group, wrong)
         )
         assert stuck.lower_bound < best.lower_bound - 0.1
-        freed = _fit(em, moves(em, stuck.parameters, rows, weights, 16)[0], rows, weights)
+        freed = _fit(em, moves(em, stuck.parameters, rows, weights, 16)[0].parameters, rows, weights)
     assert freed.lower_bound == pytest.approx(best.lower_bound, abs=1e-6)
 
 
@@ -105,10 +106,10 @@ def test_moves_that_have_nothing_in_common_are_made_at_once() -> None:
     z = em.frame.apply(rows)
     with single_blas():
         best, stuck = (
-            _fit(em, _Parts.of(em, z, np.eye(10)[:, which], weights).fit(em)[1], rows, weights)
+            _fit(em, Parts.of(em, z, np.eye(10)[:, which], weights).fit(em)[1], rows, weights)
             for which in (group, wrong)
         )
-        freed = _fit(em, moves(em, stuck.parameters, rows, weights, 16)[0], rows, weights)
+        freed = _fit(em, moves(em, stuck.parameters, rows, weights, 16)[0].parameters, rows, weights)
     assert stuck.lower_bound < best.lower_bound - 0.1
     assert freed.lower_bound == pytest.approx(best.lower_bound, abs=1e-6)
 
@@ -117,7 +118,7 @@ def test_moves_that_have_nothing_in_common_are_made_at_once() -> None:
 def test_two_components_leave_nothing_to_move(model: CovarianceModel) -> None:
     rows, weights, group = _groups(500, 2)
     em = _em(model, rows)
-    parameters = _Parts.of(em, em.frame.apply(rows), np.eye(2)[:, group % 2], weights).fit(em)[1]
+    parameters = Parts.of(em, em.frame.apply(rows), np.eye(2)[:, group % 2], weights).fit(em)[1]
     assert moves(em, parameters, rows, weights, 16) == []
 
 
@@ -136,14 +137,12 @@ def test_a_move_that_collapses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     x = CENTRES[rng.integers(5, size=20_000)] + rng.normal(size=(20_000, 3))
     fits, options = [], {"reg_covar": 0.0, "subsample": 10_000, "random_state": 0}
 
-    def on_one_row(
-        em: EM, parameters: GaussianParameters, rows: Array, weights: Array, *_: int | None
-    ) -> list[GaussianParameters]:
+    def on_one_row(em: EM, parameters: GaussianParameters, rows: Array, weights: Array, *_: Any) -> list[Move]:
         """The first component so narrow that no other row belongs to it."""
         narrow = np.array([1e-6 if k == 0 else 1.0 for k in range(5)])[:, None, None]
         means = np.concatenate([rows[:1] - em.frame.shift, parameters.means[1:]])
         covariances, factors = parameters.covariances * narrow**2, parameters.factors / narrow
-        return [replace(parameters, means=means, covariances=covariances, factors=factors)]
+        return [Move(replace(parameters, means=means, covariances=covariances, factors=factors), ())]
 
     for moves_there_are in (on_one_row, lambda *_: []):
         monkeypatch.setattr("daskgmm.climbing.moves", moves_there_are)
@@ -163,13 +162,12 @@ def test_a_move_to_a_component_on_next_to_no_rows_is_left_out(monkeypatch: pytes
     x[:3] = x[0] + 1e-4 * rng.normal(size=(3, 3))
     tight = np.array([1e-3, 1, 1, 1, 1])[:, None, None]
 
-    def on_three_rows(
-        em: EM, parameters: GaussianParameters, rows: Array, weights: Array, *_: int | None
-    ) -> list[GaussianParameters]:
+    def on_three_rows(em: EM, parameters: GaussianParameters, rows: Array, weights: Array, *_: Any) -> list[Move]:
         means = np.concatenate([x[:1], CENTRES[1:]]) - em.frame.shift
-        eyes = np.tile(np.eye(3), (5, 1, 1))
         weights = np.array([5e-4, *4 * [0.24987]])
-        return [replace(parameters, weights=weights, means=means, covariances=eyes * tight**2, factors=eyes / tight)]
+        eyes = np.tile(np.eye(3), (5, 1, 1))
+        found = replace(parameters, weights=weights, means=means, covariances=eyes * tight**2, factors=eyes / tight)
+        return [Move(found, ())]
 
     monkeypatch.setattr("daskgmm.climbing.moves", on_three_rows)
     fit = GaussianMixture(5, random_state=0).fit(x)
@@ -214,8 +212,8 @@ def test_a_good_move_is_found_among_many_that_are_not(monkeypatch: pytest.Monkey
     """Whatever promised more, some passes tell them apart."""
     rows = _grid(3000)
 
-    def hidden(em: EM, parameters: Any, *rest: Any) -> list[Any]:
-        return [parameters] * 20 + moves(em, parameters, *rest)
+    def hidden(em: EM, parameters: Any, *rest: Any) -> list[Move]:
+        return [Move(parameters, ())] * 20 + moves(em, parameters, *rest)
 
     settings: dict[str, Any] = {"covariance_type": "spherical", "init_params": "random_from_data", "random_state": 1}
     settings |= {"tol": 1e-6, "max_iter": 1000}
