@@ -47,9 +47,8 @@ class Frame:
     @staticmethod
     def of_sample(sample: Array, whiten: bool) -> Frame:
         """Fit a frame to ``sample`` (m, d): robust location and scale, and if asked the directions too."""
-        shift = np.median(sample, axis=0)
+        low, shift, high = np.percentile(sample, [25, 50, 75], axis=0)  # at once, as this takes the most time
         deviation = sample - shift
-        low, high = np.percentile(deviation, [25, 75], axis=0)
         peak = np.abs(deviation).max(axis=0)
         unit = np.where(peak > 0, peak, 1.0)  # the mean square of 1e200 overflows, that of its ratio does not
         spread = unit * np.sqrt(np.mean((deviation / unit) ** 2, axis=0))
