@@ -16,10 +16,9 @@ import numpy as np
 from daskgmm.data.blocks import Samples, of_numpy
 from daskgmm.data.checks import Beside
 from daskgmm.data.survey import Survey
-from daskgmm.em.halves import Halves
 from daskgmm.em.info import Info
 from daskgmm.em.loop import EM, EMState
-from daskgmm.em.moves import Move, moves
+from daskgmm.em.moves import moves
 from daskgmm.families.base import Family
 from daskgmm.families.frame import Array, Frame
 from daskgmm.passes import EMPass
@@ -32,7 +31,9 @@ _GROWTH = 4
 _ROWS_PER_COMPONENT, _ROWS_PER_PARAMETER = 1000, 20
 _LARGEST = 4  # of so many rows at most one is in the largest; with 8, 3 of 27 fits ended below plain EM, with 4 none
 _NOISE = 0.02  # n rows tell the log-likelihood of p parameters to p / 2n a row (Wilks 1938); an early end hides optima
-_EARLY = 10  # times as much may remain while moves are made, which gain more; EM goes on after the last
+_EARLY = (
+    10  # times as much may remain before the first move, which gains more; with 30, three of three fits took longer
+)
 # Where the rows are all there is: starts at least (with 1, up to a tenth of 20 seeds missed the best of three problems,
 # with 4 none, in the same time, as moves cost more), and nats a row that are told apart, at least and at most, whatever
 # the tolerance: below, gains are rounding; above, an early end hides optima.
@@ -101,14 +102,16 @@ def climb(
         states = early.run(states, one_pass, on_info)
         best = sorted(states, key=lambda state: state.lower_bound, reverse=True)
         states = [EMState(state.parameters) for state in best[: max(1, len(best) // _GROWTH)]]
-    found = _moved(early, best[0], part, one_pass, on_info) if moving else best[0]
-    if early.tol > climber.tol:
-        (found,) = climber.run([EMState(found.parameters)], one_pass, on_info)
+    found = _moved(climber, best[0], early.tol - climber.tol, part, one_pass, on_info) if moving else best[0]
     return EMState(found.parameters)
 
 
-def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Callable[[Info], None]) -> EMState:
+def _moved(
+    em: EM, state: EMState, left: float, part: Survey, one_pass: EMPass, on_info: Callable[[Info], None]
+) -> EMState:
     """The state after all moves that make it better; on sampled rows, by more than the standard error of the gain.
+
+    The first also by more than EM would gain without it, for which about as much is ``left``.
 
     Where these are all rows, and no mixture is the likeliest, none that leaves a component on fewer rows than it has
     parameters, unless one was on as few: on next to no rows it is as likely as one likes (McLachlan & Peel 2000, Finite
@@ -129,10 +132,9 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
 
     before, fewest = log_densities(state.parameters), em.family.n_parameters(1, part.sample.shape[1])
     considered: tuple[int, int | None] = (_RACED, None) if part.complete else (_CONSIDERED, _EACH)
-    halves: Sequence[Halves | None] = ()
     while True:
-        proposed = moves(em, state.parameters, part.sample, weights, *considered, halves)
-        for candidate, left in _candidates(em, proposed, part.complete, one_pass, on_info):
+        proposed = moves(em, state.parameters, part.sample, weights, *considered)
+        for candidate in _candidates(em, proposed, part.complete, one_pass, on_info):
             try:
                 (moved,) = em.run([candidate], one_pass, on_info)
             except ValueError:  # collapsed: the state has not
@@ -143,28 +145,27 @@ def _moved(em: EM, state: EMState, part: Survey, one_pass: EMPass, on_info: Call
             gains = after - before
             gain = np.average(gains, weights=weights)
             error = np.sqrt(np.average((gains - gain) ** 2, weights=weights) / len(gains))
-            if gain + log_prior(moved) - log_prior(state) > (em.tol if part.complete else error):
-                state, before, halves = moved, after, left
+            if gain + log_prior(moved) - log_prior(state) > (em.tol if part.complete else error + left):
+                state, before, left = moved, after, 0.0
                 break
         else:
-            return state
+            if not left:
+                return state
+            (state,) = em.run([EMState(state.parameters)], one_pass, on_info)
+            before, left = log_densities(state.parameters), 0.0
 
 
 def _candidates(
-    em: EM, proposed: Sequence[Move], race: bool, one_pass: EMPass, on_info: Callable[[Info], None]
-) -> Iterator[tuple[EMState, Sequence[Halves | None]]]:
-    """The most promising moves, and what they leave; then of the others, in a race, those likeliest after few passes.
-
-    After a race all components are split anew.
-    """
-    yield from ((EMState(move.parameters), () if race else move.halves) for move in proposed[:_TRIES])
+    em: EM, proposed: Sequence[Any], race: bool, one_pass: EMPass, on_info: Callable[[Info], None]
+) -> Iterator[EMState]:
+    """The most promising moves; then of the others, in a race, those that are the likeliest after a few passes."""
+    yield from map(EMState, proposed[:_TRIES])
     if race and len(proposed) > _TRIES:
         states: list[EMState] = []
         with suppress(ValueError):  # all collapsed
             short = replace(em, max_iter=_RACE_PASSES, single=em.accelerate)
-            states = short.run([EMState(move.parameters) for move in proposed[_TRIES:]], one_pass, on_info)
-        best = sorted(states, key=lambda state: state.lower_bound, reverse=True)
-        yield from ((state, ()) for state in best[:_TRIES])
+            states = short.run([EMState(parameters) for parameters in proposed[_TRIES:]], one_pass, on_info)
+        yield from sorted(states, key=lambda state: state.lower_bound, reverse=True)[:_TRIES]
 
 
 def rungs(n: int, n_sampled: int, k: int, n_parameters: int) -> list[int]:

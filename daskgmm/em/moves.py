@@ -34,24 +34,8 @@ _LOST = 1e-4  # of a variance, at most, in moments about the origin: bounds are 
 Over = Callable[..., Iterator[Any]]  # as `map`
 
 
-@dataclass(frozen=True)
-class Move:
-    """A mixture that moves lead to."""
-
-    parameters: Any
-    halves: Sequence[Halves | None]  # (k,) known of the components, where they are as before
-
-
-def moves(
-    em: EM,
-    parameters: Any,
-    rows: Array,
-    weights: Array,
-    n: int,
-    each: int | None = None,
-    known: Sequence[Halves | None] = (),
-) -> list[Move]:
-    """Mixtures with some components split and as many pairs of others merged, the most promising first.
+def moves(em: EM, parameters: Any, rows: Array, weights: Array, n: int, each: int | None = None) -> list[Any]:
+    """Parameters of mixtures with some components split and as many pairs of others merged, the most promising first.
 
     None of less than three components, or where one is too narrow for moments about the origin.
 
@@ -66,8 +50,6 @@ def moves(
         Pairs of a split and a merge that are considered.
     each : int, optional
         Splits and merges that are paired, at most so many of each: other splits are not looked at so closely.
-    known : sequence of Halves or None
-        Of the move that led to the mixture: components that still hold the same rows are not split anew.
     """
     components = em.family.components(parameters, em.frame)
     k = len(components.means)
@@ -76,19 +58,18 @@ def moves(
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         seen = _Seen.of(em, components, rows, weights, threads.map)
         merges = _promising(seen.merges(em))
-        halves, splits = seen.splits(em, each, known or [None] * k, threads.map)
+        splits = _promising(seen.splits(em, each, threads.map))
 
-        def fit(changes: Sequence[Change]) -> tuple[float, Move]:
+        def fit(changes: Sequence[Change]) -> tuple[float, Any]:
             kept = np.setdiff1d(np.arange(k), [gone for change in changes for gone in change.gone])
             found = reduce(add, (change.new for change in changes), seen.parts.take(kept))
             # Under a Dirichlet process the likeliest order is by size (Kurihara et al. 2007, IJCAI 20, §3).
             order = np.arange(k) if em.family.reseeds else np.argsort(-found.moments[:, 0], kind="stable")
-            bound, parameters = found.take(order).fit(em)
-            return bound, Move(parameters, [halves[kept[i]] if i < len(kept) else None for i in order])
+            return found.take(order).fit(em)
 
         alone = [] if em.family.reseeds else [(_emptying(change),) for change in merges]
         fits = [*threads.map(fit, (*_pairs(merges[:each], splits[:each])[:n], *_several(merges, splits), *alone))]
-    return [move for bound, move in sorted(fits, key=lambda fit: -fit[0]) if bound > -np.inf]
+    return [parameters for bound, parameters in sorted(fits, key=lambda fit: -fit[0]) if bound > -np.inf]
 
 
 @dataclass(frozen=True)
@@ -128,25 +109,21 @@ class _Seen:
             gain = change.gain + float(entropies[0] - change.new.entropies[0])
             yield Change(change.gone, replace(change.new, entropies=entropies), gain)
 
-    def splits(
-        self, em: EM, each: int | None, known: Sequence[Halves | None], over: Over
-    ) -> tuple[list[Halves], list[Change]]:
-        """What is known of all components in two, and the most promising of these changes."""
-        longest, everyone = replace(em, max_iter=_SPLIT_PASSES, single=True), range(len(known))
+    def splits(self, em: EM, each: int | None, over: Over) -> Iterator[Change]:
+        """Components as two, after some EM: all, or those that are ahead after a few passes."""
+        longest = replace(em, max_iter=_SPLIT_PASSES, single=True)
         first = longest if each is None else replace(longest, max_iter=_RACE_PASSES)
 
-        def halve(k: int, half: Halves | None) -> Halves:
-            if half is None or not half.still(self.weights, self.resp[k]):
-                half = Halves.of(em, self.rows, self.z, self.weights, self.resp[k], self.log_joint[k])
-            return half.after(first)
+        def halve(k: int) -> tuple[int, Halves]:
+            resp, log_joint = self.resp[k], self.log_joint[k]
+            return k, Halves.of(em, self.rows, self.z, self.weights, resp, log_joint).after(first)
 
-        def split(k: int) -> Change:
-            halves[k] = halves[k].after(longest)
-            return halves[k].change(em, self.z, self.weights, k, self.parts, self.resp[k])
+        def split(found: tuple[int, Halves]) -> Change:
+            k, halves = found
+            return halves.after(longest).change(em, self.z, self.weights, k, self.parts, self.resp[k])
 
-        halves = list(over(halve, everyone, known))
-        best = sorted(everyone, key=lambda k: -halves[k].gain)[: each and _RACED * each]
-        return halves, _promising(over(split, best))
+        best = sorted(over(halve, range(len(self.resp))), key=lambda found: -found[1].gain)
+        return over(split, best[: each and _RACED * each])
 
 
 def _emptying(merge: Change) -> Change:

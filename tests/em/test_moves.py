@@ -16,8 +16,9 @@ from daskgmm import GaussianMixture
 from daskgmm.blas import single_blas
 from daskgmm.em.bound import Parts
 from daskgmm.em.estep import completed, statistics
+from daskgmm.em.halves import Halves
 from daskgmm.em.loop import EM, EMState
-from daskgmm.em.moves import Move, moves
+from daskgmm.em.moves import moves
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 
@@ -92,12 +93,16 @@ def test_a_move_frees_a_mixture_with_two_components_on_one_group_and_one_on_two(
             for which in (group, wrong)
         )
         assert stuck.lower_bound < best.lower_bound - 0.1
-        freed = _fit(em, moves(em, stuck.parameters, rows, weights, 16)[0].parameters, rows, weights)
+        freed = _fit(em, moves(em, stuck.parameters, rows, weights, 16)[0], rows, weights)
     assert freed.lower_bound == pytest.approx(best.lower_bound, abs=1e-6)
 
 
-def test_moves_that_have_nothing_in_common_are_made_at_once() -> None:
-    """Two far copies of the same groups, in each of which two components are on one group and one is on two."""
+@pytest.mark.parametrize("each", [None, 2])
+def test_moves_that_have_nothing_in_common_are_made_at_once(each: int | None) -> None:
+    """Two far copies of the same groups, in each of which two components are on one group and one is on two.
+
+    Two of the ten can be split to some avail: that shows after a few passes.
+    """
     rows, weights, group = _groups(6000, 1)
     copy = np.random.default_rng(0).integers(2, size=len(rows))
     wrong = np.select([(group == 0) & (rows[:, 1] > 0), group == 0, group <= 2], [0, 1, 2], group) + 5 * copy
@@ -109,7 +114,7 @@ def test_moves_that_have_nothing_in_common_are_made_at_once() -> None:
             _fit(em, Parts.of(em, z, np.eye(10)[:, which], weights).fit(em)[1], rows, weights)
             for which in (group, wrong)
         )
-        freed = _fit(em, moves(em, stuck.parameters, rows, weights, 16)[0].parameters, rows, weights)
+        freed = _fit(em, moves(em, stuck.parameters, rows, weights, 16, each)[0], rows, weights)
     assert stuck.lower_bound < best.lower_bound - 0.1
     assert freed.lower_bound == pytest.approx(best.lower_bound, abs=1e-6)
 
@@ -120,6 +125,35 @@ def test_two_components_leave_nothing_to_move(model: CovarianceModel) -> None:
     em = _em(model, rows)
     parameters = Parts.of(em, em.frame.apply(rows), np.eye(2)[:, group % 2], weights).fit(em)[1]
     assert moves(em, parameters, rows, weights, 16) == []
+
+
+def test_a_component_without_rows_is_not_split() -> None:
+    """And does not keep the others from that."""
+    rows, weights, group = _groups(3000, 1)
+    em = _em(MODELS["full"], rows)
+    z = em.frame.apply(rows)
+    with single_blas():
+        halves = [
+            Halves.of(em, rows, z, weights, gammas, np.zeros(len(rows))).after(replace(em, max_iter=3))
+            for gammas in (np.zeros(len(rows)), (group < 2).astype(float))
+        ]
+    assert halves[0].gain == -np.inf
+    assert halves[1].gain > 0.1 * len(rows)
+
+
+def test_em_on_the_sample_goes_on_where_no_move_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moves are looked for early, and a start that needs none is as good as ever."""
+    rng = np.random.default_rng(0)
+    x = 2.0 * CENTRES[rng.integers(5, size=40_000)] / 9 + rng.normal(size=(40_000, 3))
+    monkeypatch.setattr("daskgmm.climbing.moves", lambda *_: [])
+    bounds = []
+    for early in (1, np.inf):
+        monkeypatch.setattr("daskgmm.climbing._EARLY", early)
+        fit = GaussianMixture(5, subsample=10_000, tol=1e-6, max_iter=500, random_state=0).fit(x)
+        bounds.append([info.lower_bound for info in fit.history_ if info.stage == "sample"])
+    left = 2 * 0.02 * 49 / 10_000  # twice what is told apart, as both are estimated
+    assert bounds[1][2] < bounds[0][-1] - left
+    assert bounds[1][-1] == pytest.approx(bounds[0][-1], abs=left)
 
 
 def test_a_fit_by_a_sample_finds_the_groups_from_any_start() -> None:
@@ -137,12 +171,14 @@ def test_a_move_that_collapses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     x = CENTRES[rng.integers(5, size=20_000)] + rng.normal(size=(20_000, 3))
     fits, options = [], {"reg_covar": 0.0, "subsample": 10_000, "random_state": 0}
 
-    def on_one_row(em: EM, parameters: GaussianParameters, rows: Array, weights: Array, *_: Any) -> list[Move]:
+    def on_one_row(
+        em: EM, parameters: GaussianParameters, rows: Array, weights: Array, *_: int | None
+    ) -> list[GaussianParameters]:
         """The first component so narrow that no other row belongs to it."""
         narrow = np.array([1e-6 if k == 0 else 1.0 for k in range(5)])[:, None, None]
         means = np.concatenate([rows[:1] - em.frame.shift, parameters.means[1:]])
         covariances, factors = parameters.covariances * narrow**2, parameters.factors / narrow
-        return [Move(replace(parameters, means=means, covariances=covariances, factors=factors), ())]
+        return [replace(parameters, means=means, covariances=covariances, factors=factors)]
 
     for moves_there_are in (on_one_row, lambda *_: []):
         monkeypatch.setattr("daskgmm.climbing.moves", moves_there_are)
@@ -162,12 +198,13 @@ def test_a_move_to_a_component_on_next_to_no_rows_is_left_out(monkeypatch: pytes
     x[:3] = x[0] + 1e-4 * rng.normal(size=(3, 3))
     tight = np.array([1e-3, 1, 1, 1, 1])[:, None, None]
 
-    def on_three_rows(em: EM, parameters: GaussianParameters, rows: Array, weights: Array, *_: Any) -> list[Move]:
+    def on_three_rows(
+        em: EM, parameters: GaussianParameters, rows: Array, weights: Array, *_: int | None
+    ) -> list[GaussianParameters]:
         means = np.concatenate([x[:1], CENTRES[1:]]) - em.frame.shift
-        weights = np.array([5e-4, *4 * [0.24987]])
         eyes = np.tile(np.eye(3), (5, 1, 1))
-        found = replace(parameters, weights=weights, means=means, covariances=eyes * tight**2, factors=eyes / tight)
-        return [Move(found, ())]
+        weights = np.array([5e-4, *4 * [0.24987]])
+        return [replace(parameters, weights=weights, means=means, covariances=eyes * tight**2, factors=eyes / tight)]
 
     monkeypatch.setattr("daskgmm.climbing.moves", on_three_rows)
     fit = GaussianMixture(5, random_state=0).fit(x)
@@ -212,8 +249,8 @@ def test_a_good_move_is_found_among_many_that_are_not(monkeypatch: pytest.Monkey
     """Whatever promised more, some passes tell them apart."""
     rows = _grid(3000)
 
-    def hidden(em: EM, parameters: Any, *rest: Any) -> list[Move]:
-        return [Move(parameters, ())] * 20 + moves(em, parameters, *rest)
+    def hidden(em: EM, parameters: Any, *rest: Any) -> list[Any]:
+        return [parameters] * 20 + moves(em, parameters, *rest)
 
     settings: dict[str, Any] = {"covariance_type": "spherical", "init_params": "random_from_data", "random_state": 1}
     settings |= {"tol": 1e-6, "max_iter": 1000}
