@@ -31,9 +31,7 @@ _GROWTH = 4
 _ROWS_PER_COMPONENT, _ROWS_PER_PARAMETER = 1000, 20
 _LARGEST = 4  # of so many rows at most one is in the largest; with 8, 3 of 27 fits ended below plain EM, with 4 none
 _NOISE = 0.02  # n rows tell the log-likelihood of p parameters to p / 2n a row (Wilks 1938); an early end hides optima
-_EARLY = (
-    10  # times as much may remain before the first move, which gains more; with 30, three of three fits took longer
-)
+_EARLY = 10  # times as much may remain before the first move, which gains more; with 30, fits took longer
 # Where the rows are all there is: starts at least (with 1, up to a tenth of 20 seeds missed the best of three problems,
 # with 4 none, in the same time, as moves cost more), and nats a row that are told apart, at least and at most, whatever
 # the tolerance: below, gains are rounding; above, an early end hides optima.
