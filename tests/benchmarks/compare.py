@@ -249,11 +249,20 @@ def compare_patches(setup: Setup) -> Iterator[Row]:
         begin = time.perf_counter()
         target = float(Reference(**PATCHES, tol=0, max_iter=30).fit(X).lower_bound_)
         theirs = time.perf_counter() - begin
-        with workers(None, 2, peers.MEMORY):  # not before: they do not wait so long for work
-            ours, bound, spent = fit_until(target, path)
+        runs = []
+        for _ in range(setup.rounds):  # it is short, and what else the machine does shows in it
+            with workers(None, 2, peers.MEMORY):
+                runs.append(fit_until(target, path))
+        ours, bound, spent = sorted(runs)[len(runs) // 2]
         ratio = f"{theirs / ours:.2f}" if bound >= target else f"not reached: {bound:.3f}"
         what = f"{len(X):,} patches, K = 32, to {target:.3f} nats a patch, 2 workers"
-        yield what, f"{seconds(ours)} ({spent})", f"scikit-learn, 30 iterations, {seconds(theirs)}", ratio, "30"
+        yield (
+            what,
+            f"{seconds(ours)} ({spent}; {seconds(min(runs)[0])} to {seconds(max(runs)[0])})",
+            f"scikit-learn, 30 iterations, {seconds(theirs)}",
+            ratio,
+            "30",
+        )
 
 
 SECTIONS: dict[str, Callable[[Setup], Iterator[Row]]] = {
