@@ -94,13 +94,15 @@ def climb(
             rows, weights = em.sample[order[:size]] / em.frame.scale, part.sample_weight
             states, _ = _starts(rung, em, rows, weights, options, known, rng)
         noise = 0.0 if size == survey.n else _NOISE * n_parameters / size
-        moving = size == sizes[-1] and not known.ordered
-        early, climber = (replace(em, tol=max(em.tol, times * noise)) for times in (_EARLY if moving else 1, 1))
+        climber = early = replace(em, tol=max(em.tol, noise))
+        if size == sizes[-1] and not known.ordered:
+            early = replace(em, tol=max(em.tol, _EARLY * noise))
         one_pass = EMPass(rung)
         states = early.run(states, one_pass, on_info)
         best = sorted(states, key=lambda state: state.lower_bound, reverse=True)
         states = [EMState(state.parameters) for state in best[: max(1, len(best) // _GROWTH)]]
-    found = _moved(climber, best[0], early.tol - climber.tol, part, one_pass, on_info) if moving else best[0]
+    left = early.tol - climber.tol
+    found = best[0] if known.ordered else _moved(climber, best[0], left, part, one_pass, on_info)
     return EMState(found.parameters)
 
 

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.special import entr, xlogy
 
-from daskgmm.em.estep import log_densities, log_joint_of, soft_moments
+from daskgmm.em.estep import soft_moments
 from daskgmm.em.loop import EM
-from daskgmm.em.prepared import DOUBLE, LEAST
-from daskgmm.families.base import Components
 from daskgmm.families.frame import Array
 
 
@@ -64,11 +62,3 @@ class Change:
     gone: tuple[int, ...]
     new: Parts
     gain: float  # of the bound, about
-
-
-def e_step(components: Components, z: Array) -> tuple[Array, Array]:
-    """Log joint densities (k, m) of rows z (d, m), and responsibilities."""
-    log_joint = np.concatenate([tile for _, tile in log_joint_of(z.T, components, LEAST[DOUBLE])], axis=1)
-    resp = log_joint.copy()
-    log_densities(resp)
-    return log_joint, resp

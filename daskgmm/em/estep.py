@@ -161,6 +161,14 @@ def log_densities(log_joint: Array) -> Array:
     return found
 
 
+def e_step(components: Components, z: Array) -> tuple[Array, Array]:
+    """Log joint densities (k, m) of rows z (d, m), and responsibilities."""
+    log_joint = np.concatenate([tile for _, tile in log_joint_of(z.T, components, LEAST[DOUBLE])], axis=1)
+    resp = log_joint.copy()
+    log_densities(resp)
+    return log_joint, resp
+
+
 def log_certainties(log_joint: Array) -> Array:
     """log of the largest responsibility: (n,)."""
     largest: Array = np.log(probabilities(log_joint).max(axis=1))

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import entr
 
-from daskgmm.em.bound import Change, Parts, e_step
-from daskgmm.em.estep import completed, statistics
+from daskgmm.em.bound import Change, Parts
+from daskgmm.em.estep import completed, e_step, statistics
 from daskgmm.em.loop import EM, EMState, OnePass
 from daskgmm.em.prepared import Precision
 from daskgmm.em.stats import Stats

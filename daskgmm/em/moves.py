@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 from scipy.special import entr
 
-from daskgmm.em.bound import Change, Parts, e_step
+from daskgmm.em.bound import Change, Parts
+from daskgmm.em.estep import e_step
 from daskgmm.em.halves import Halves
 from daskgmm.em.loop import EM
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, lost
 
-_SPLIT_PASSES = 12  # over these rows, after 8 textbook ones, worse moves were chosen in two of 27 fits
+_SPLIT_PASSES = 12  # over a component's rows; after 8 textbook ones, worse moves were chosen in two of 27 fits
 # Where few splits are asked for: passes for all, and of how many times as many they decide which go on. On patches the
 # best four were always among the best five after so few, of 32 components.
-_RACE_PASSES, _RACED = 3, 2
+_FIRST_PASSES, _AHEAD = 3, 2
 _AT_ONCE = 2  # threads; more would wait for Python's lock
 _LOST = 1e-4  # of a variance, at most, in moments about the origin: bounds are compared to about so many nats
 
@@ -43,7 +44,7 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array, n: int, each: in
     ----------
     em : EM
     parameters
-        Of a mixture that EM has fitted to the rows, about the frame's shift.
+        Of a mixture that EM has fitted to the rows, to the end or nearly, about the frame's shift.
     rows : ndarray of shape (m, d)
     weights : ndarray of shape (m,)
     n : int
@@ -112,7 +113,7 @@ class _Seen:
     def splits(self, em: EM, each: int | None, over: Over) -> Iterator[Change]:
         """Components as two, after some EM: all, or those that are ahead after a few passes."""
         longest = replace(em, max_iter=_SPLIT_PASSES, single=True)
-        first = longest if each is None else replace(longest, max_iter=_RACE_PASSES)
+        first = longest if each is None else replace(longest, max_iter=_FIRST_PASSES)
 
         def halve(k: int) -> tuple[int, Halves]:
             resp, log_joint = self.resp[k], self.log_joint[k]
@@ -123,7 +124,7 @@ class _Seen:
             return halves.after(longest).change(em, self.z, self.weights, k, self.parts, self.resp[k])
 
         best = sorted(over(halve, range(len(self.resp))), key=lambda found: -found[1].gain)
-        return over(split, best[: each and _RACED * each])
+        return over(split, best[: each and _AHEAD * each])
 
 
 def _emptying(merge: Change) -> Change:
