@@ -119,6 +119,22 @@ def test_moves_that_have_nothing_in_common_are_made_at_once(each: int | None) ->
     assert freed.lower_bound == pytest.approx(best.lower_bound, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["VVV", "EEE", "VVI", "EII"])
+def test_the_best_moves_are_among_those_that_merge_near_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 16 components that overlap, 120 pairs: the same as if all were merged."""
+    rng = np.random.default_rng(5)
+    rows = rng.normal(scale=3, size=(16, 3))[rng.integers(16, size=6000)] + rng.normal(size=(6000, 3))
+    em, weights = _em(MODELS[name], rows), np.ones(len(rows))
+    resp = np.eye(16)[:, rng.integers(16, size=len(rows))] + np.exp(-((rows[:16, None] - rows) ** 2).sum(axis=-1))
+    with single_blas():
+        start = Parts.of(em, em.frame.apply(rows), resp / resp.sum(axis=0), weights).fit(em)[1]
+        state = _fit(replace(em, max_iter=60), start, rows, weights)
+        near = moves(em, state.parameters, rows, weights, 16, 4)
+        monkeypatch.setattr("daskgmm.em.moves._NEAREST", 16)
+        every = moves(em, state.parameters, rows, weights, 16, 4)
+    assert near[0].means == pytest.approx(every[0].means)
+
+
 @every_model
 def test_two_components_leave_nothing_to_move(model: CovarianceModel) -> None:
     rows, weights, group = _groups(500, 2)
