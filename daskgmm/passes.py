@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from daskgmm.allocation import freed_reused
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Block, Region, Samples, Source, whole
 from daskgmm.em.estep import Rows, coded, compile_statistics, completed, sums
@@ -57,7 +58,7 @@ def gather(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) -
         return samples.recorded(partial(gather, replace(samples, recorded=None), kernel, own))
 
     def build() -> Graph:
-        graph, keys = tasks(samples, kernel, own)
+        graph, keys = tasks(samples, partial(_small, kernel), own)
         return Graph(graph, keys, keys)
 
     return list(compute(samples, build))
@@ -71,7 +72,7 @@ def total(samples: Samples, kernel: Kernel) -> Any:
 
 
 def _tree(samples: Samples, kernel: Kernel) -> Graph:
-    graph, blocks = tasks(samples, kernel)
+    graph, blocks = tasks(samples, partial(_small, kernel))
     keys = blocks
     token = uuid.uuid4().hex
     level = 0
@@ -224,6 +225,12 @@ def tasks(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) ->
         )
         keys.append(key)
     return graph, keys
+
+
+def _small(kernel: Kernel, *arguments: Any) -> Any:
+    """A result after which nothing large is left."""
+    with freed_reused():
+        return kernel(*arguments)
 
 
 def _identity(boxed: list[Any]) -> Any:
