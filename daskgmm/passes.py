@@ -25,12 +25,14 @@ from daskgmm.em.estep import Rows, coded, compile_statistics, completed, sums
 from daskgmm.em.known import others
 from daskgmm.em.prepared import Precision, Prepared, kind, prepare
 from daskgmm.em.stats import Stats
-from daskgmm.executing import Graph, compute, scheduler_for, usable, worker_limits
+from daskgmm.executing import compute, scheduler_for, threads, usable, worker_limits
 from daskgmm.families.base import Components
 from daskgmm.families.coding import Coding
 from daskgmm.families.frame import Array
+from daskgmm.submission import Graph
 
 _FAN_IN = 8
+_FEW = 16  # tasks, up to which each holds what all share: for nodes of their own the first waited 4 to 8 ms longer
 # Of a worker's memory limit: what a bare worker holds once the kernel is loaded (measured: 62 MiB of Dask, with NumPy,
 # SciPy, Zarr and Numba 201, with xarray 234), and the share above which Dask begins to spill and to pause.
 _WORKER_BASE = 240 * 2**20
@@ -205,17 +207,18 @@ def tasks(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) ->
     graph: dict[Any, Any] = dict(entry for entry in kept if entry)
     if not all(kept):
         graph.update(samples.graph)
-    # One node each for what all tasks share: it travels to a worker once, and has a lineage.
-    graph[kernel_key := f"{name}-kernel"] = (_identity, [kernel])
-    graph[source_key := f"{name}-source"] = (_identity, [samples.source if not samples.graph else None])
+    shared: list[Any] = [(_identity, [kernel]), (_identity, [samples.source if not samples.graph else None])]
+    if len(samples.blocks) > _FEW:  # it travels to a worker once, and has a lineage
+        nodes = [f"{name}-kernel", f"{name}-source"]
+        graph.update(zip(nodes, shared, strict=True))
+        shared = nodes
     keys = []
     for i, block in enumerate(samples.blocks):
         rows = kept[i]
         chunks = None if rows else [list(region_keys) for region_keys in block.keys] or None
         graph[key := (name, i)] = (
             _run,
-            kernel_key,
-            source_key,
+            *shared,
             replace(block, keys=()),
             chunks,
             samples.source.beside,
@@ -282,9 +285,8 @@ def _limits(samples: Samples) -> tuple[float, int]:
     """Memory limit in bytes and threads of the smallest worker; of this process without a cluster."""
     workers = None if samples.in_memory else worker_limits()
     if workers is None:
-        from dask.system import CPU_COUNT
         from distributed.system import MEMORY_LIMIT
 
-        return float(MEMORY_LIMIT), int(CPU_COUNT)
-    limited = [(limit, threads) for limit, threads in workers if limit]
+        return float(MEMORY_LIMIT), threads(samples)
+    limited = [(limit, count) for limit, count in workers if limit]
     return min(limited, key=lambda worker: worker[0] / worker[1], default=(0.0, 1))
