@@ -32,7 +32,6 @@ from daskgmm.families.frame import Array
 from daskgmm.submission import Graph
 
 _FAN_IN = 8
-_FEW = 16  # tasks, up to which each holds what all share: for nodes of their own the first waited 4 to 8 ms longer
 # Of a worker's memory limit: what a bare worker holds once the kernel is loaded (measured: 62 MiB of Dask, with NumPy,
 # SciPy, Zarr and Numba 201, with xarray 234), and the share above which Dask begins to spill and to pause.
 _WORKER_BASE = 240 * 2**20
@@ -70,7 +69,7 @@ def total(samples: Samples, kernel: Kernel) -> Any:
     """Results of all blocks, tuples of summands, added up in a tree."""
     if samples.recorded is not None:
         return samples.recorded(partial(total, replace(samples, recorded=None), kernel))
-    return compute(samples, partial(_tree, samples, kernel))
+    return _add(compute(samples, partial(_tree, samples, kernel)))
 
 
 def _tree(samples: Samples, kernel: Kernel) -> Graph:
@@ -78,12 +77,12 @@ def _tree(samples: Samples, kernel: Kernel) -> Graph:
     keys = blocks
     token = uuid.uuid4().hex
     level = 0
-    while len(keys) > 1:
+    while len(keys) > 1 and not _few(samples):
         groups = [keys[i : i + _FAN_IN] for i in range(0, len(keys), _FAN_IN)]
         keys = [(f"daskgmm-sum-{token}", level, i) for i in range(len(groups))]
         graph.update({key: (_add, group) for key, group in zip(keys, groups, strict=True)})
         level += 1
-    return Graph(graph, keys[0], blocks)
+    return Graph(graph, keys, blocks)
 
 
 class EMPass:
@@ -208,7 +207,7 @@ def tasks(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) ->
     if not all(kept):
         graph.update(samples.graph)
     shared: list[Any] = [(_identity, [kernel]), (_identity, [samples.source if not samples.graph else None])]
-    if len(samples.blocks) > _FEW:  # it travels to a worker once, and has a lineage
+    if not _few(samples):  # it travels to a worker once, and has a lineage
         nodes = [f"{name}-kernel", f"{name}-source"]
         graph.update(zip(nodes, shared, strict=True))
         shared = nodes
@@ -234,6 +233,11 @@ def _small(kernel: Kernel, *arguments: Any) -> Any:
     """A result after which nothing large is left."""
     with freed_reused():
         return kernel(*arguments)
+
+
+def _few(samples: Samples) -> bool:
+    """Blocks of one sum, which is then made here: each turn of a scheduler takes 5 to 10 ms, half of a small pass."""
+    return len(samples.blocks) <= _FAN_IN
 
 
 def _identity(boxed: list[Any]) -> Any:

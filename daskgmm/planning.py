@@ -181,8 +181,9 @@ def flops_a_row(components: Components) -> int:
 
 
 def _tree(n: int) -> Iterator[int]:
-    """Sums in each level of the tree over n blocks."""
-    while n > 1:
+    """Sums that are tasks, in each level of the tree over n blocks."""
+    few = n <= _FAN_IN
+    while n > 1 and not few:
         n = -(-n // _FAN_IN)
         yield n
 

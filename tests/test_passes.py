@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ import daskgmm.fitting
 from daskgmm import GaussianMixture
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import of_numpy
+from daskgmm.data.open import open_samples
 from daskgmm.data.survey import draw
 from daskgmm.passes import gather, total
 
@@ -126,6 +129,21 @@ def test_same_bits_on_any_scheduler(scheduler: str, store: Path) -> None:
     expected = fit(store)
     with dask.config.set(scheduler=scheduler):
         assert_same_bits(fit(store), expected)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_store_is_read_by_as_many_threads_as_are_configured(count: int, store: Path) -> None:
+    together = threading.Barrier(count, timeout=60)
+
+    def ident(block: Any, pieces: Any) -> int:
+        together.wait()
+        return threading.get_ident()
+
+    samples = open_samples(store)
+    samples = replace(samples, blocks=samples.blocks[: 3 * count])
+    with dask.config.set(num_workers=count):
+        assert len(set(gather(samples, ident))) == count
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -76,14 +76,16 @@ def test_bytes_are_those_of_the_rows_and_of_the_files(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_tasks_are_those_of_the_graph(folder: Path) -> None:
+@pytest.mark.parametrize(("blocks", "levels"), [(1, 0), (8, 0), (9, 2), (30, 2)])
+def test_tasks_are_those_of_the_graph(blocks: int, levels: int, folder: Path) -> None:
     ran: list[Any] = []
     samples = open_samples(folder / "x.zarr")
+    samples = replace(samples, blocks=samples.blocks[:blocks])
     with dask.config.set(scheduler="synchronous"), Callback(posttask=lambda key, *_: ran.append(key)):
         total(samples, lambda block, pieces: (block.n,))
     found = Work.of(samples, blank(2, 3))
     tasks = [key for key in ran if isinstance(key, tuple)]  # but for the nodes that all tasks share
-    assert (found.blocks, found.levels) == (30, 2)
+    assert (found.blocks, found.levels) == (blocks, levels)
     assert len(tasks) == found.blocks + found.sums
     assert sum("sum" in key[0] for key in tasks) == found.sums
 
