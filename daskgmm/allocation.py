@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 # Bytes that stay at the end of a heap when they are freed, and from which on a buffer is mapped alone. Dask sets the
@@ -15,6 +15,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 # workers held no more than `daskgmm.passes.worker_memory` says.
 _DASKS = {_M_TRIM_THRESHOLD: 2**16, _M_MMAP_THRESHOLD: 2**17}
 _OURS = {_M_TRIM_THRESHOLD: 2**24, _M_MMAP_THRESHOLD: 2**25}
+
+_Mallopt = Callable[[int, int], int]
 
 
 class _FreedReused:
@@ -28,6 +30,7 @@ class _FreedReused:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
+        self._mallopt: _Mallopt | None = None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -40,22 +43,30 @@ class _FreedReused:
     def _count(self, change: int) -> None:
         with self._lock:
             before, self._users = self._users, self._users + change
-            if (before == 0) != (self._users == 0) and (mallopt := _mallopt()):
+            if (before == 0) == (self._users == 0):
+                return
+            self._mallopt = self._mallopt or _mallopt()
+            if self._mallopt is not None:
                 for what, limit in (_OURS if self._users else _DASKS).items():
-                    mallopt(what, limit)
+                    self._mallopt(what, limit)
 
 
-@cache
-def _mallopt() -> Callable[[int, int], int] | None:
-    """glibc's, where the limits are Dask's and not the user's."""
+def _mallopt() -> _Mallopt | None:
+    """glibc's, in a task of a worker that a nanny started with Dask's limits.
+
+    The variable alone does not tell: a nanny sets it in its own process, too, whose glibc has started without.
+    """
     limits = (os.environ.get(f"MALLOC_{what}_THRESHOLD_") for what in ("TRIM", "MMAP"))
-    if tuple(limits) != (str(_DASKS[_M_TRIM_THRESHOLD]), None):
+    if tuple(limits) != (str(_DASKS[_M_TRIM_THRESHOLD]), None) or "distributed" not in sys.modules:
         return None
+    from distributed import get_worker
+
     try:
-        found: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, another system
+        nanny = get_worker().nanny
+        found: _Mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError, ValueError):  # no worker, another C library, another system
         return None
-    return found
+    return found if nanny else None
 
 
 freed_reused = _FreedReused()

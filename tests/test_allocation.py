@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
-import sys
+import resource
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import zarr
+from distributed import Client, LocalCluster
 
-_FAULTS = """
-import resource, sys
+import daskgmm.allocation
+from daskgmm.cluster import workers
 from daskgmm.data.open import open_samples
 from daskgmm.passes import gather
 
-samples = open_samples(sys.argv[1])
-read = lambda block, pieces: sum(x.nbytes for x, _ in pieces)
-for _ in range(2):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    decoded = sum(gather(samples, read))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / decoded)
-"""
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other limits")
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other limits")
-def test_a_second_pass_clears_no_memory(tmp_path: Path) -> None:
-    layout = {"chunks": (2**14, 16), "shards": (2**17, 16), "dtype": "float32"}
-    array = zarr.create_array(tmp_path / "data.zarr", shape=(2**19, 16), **layout)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("allocation") / "data.zarr"
+    layout: dict[str, Any] = {"chunks": (2**14, 16), "shards": (2**17, 16), "dtype": "float32"}
+    array = zarr.create_array(path, shape=(2**19, 16), **layout)
     array[:] = np.random.default_rng(0).normal(size=array.shape)
-    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "65536"}  # as Dask's nannies set it
-    command = [sys.executable, "-c", _FAULTS, str(tmp_path / "data.zarr")]
-    cleared = float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
-    assert cleared < 0.5  # bytes for each byte that is decoded: without, more than 2
+    return path
+
+
+def test_a_second_pass_clears_no_memory(store: Path) -> None:
+    def read(block: Any, pieces: Any) -> int:
+        return sum(x.nbytes for x, _ in pieces)
+
+    def cleared() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt * resource.getpagesize()
+
+    samples = open_samples(store)
+    with workers(None, 1, "1GiB") as client:
+        gather(samples, read)
+        (before,) = client.run(cleared).values()
+        decoded = sum(gather(samples, read))
+        (after,) = client.run(cleared).values()
+    assert after - before < decoded  # without, more than twice as much
+
+
+@pytest.mark.parametrize("threads", [True, False], ids=["a worker without a nanny", "no worker"])
+def test_a_process_that_did_not_start_with_dasks_limits_is_left_alone(
+    threads: bool, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as a nanny leaves it in its own process
+    with mock.patch.object(daskgmm.allocation, "ctypes") as ctypes:
+        if threads:
+            with LocalCluster(1, processes=False, dashboard_address=None) as cluster, Client(cluster):
+                gather(open_samples(store), lambda block, pieces: None)
+        else:
+            gather(open_samples(store), lambda block, pieces: None)
+    assert not ctypes.CDLL.return_value.mallopt.called
