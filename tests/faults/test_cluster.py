@@ -205,9 +205,9 @@ def test_the_worker_that_holds_the_last_statistic(
             gather, pids = client.gather, client.run(os.getpid)
 
             def disturbed(futures: Any, **options: Any) -> Any:
-                if not isinstance(futures, list) and len(killed) < 3:
-                    wait([futures])
-                    (holders,) = client.who_has([futures]).values()
+                if len(futures) == 1 and len(killed) < 3:  # the root of a tree
+                    wait(futures)
+                    (holders,) = client.who_has(futures).values()
                     pids.update(client.run(os.getpid))
                     for worker in [w for w in cluster.workers if w.pid in {pids[holder] for holder in holders}]:
                         cluster.add()
