@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 # Bytes that stay at the end of a heap when they are freed, and from which on a buffer is mapped alone. Dask sets the
-# first, which fixes the second at glibc's start. Ours: with 16 MiB of the first reads were up to a fifth faster, but the
-# demo's workers held 308 of 384 MiB, where Dask pauses them; with 4 they hold 282, as much as with Dask's limits.
+# first, which fixes the second at glibc's start. Ours: with 64 MiB reads were as fast, with 4 MiB a fifth slower.
 _DASKS = {_M_TRIM_THRESHOLD: 2**16, _M_MMAP_THRESHOLD: 2**17}
-_OURS = {_M_TRIM_THRESHOLD: 2**22, _M_MMAP_THRESHOLD: 2**25}
+_OURS = {_M_TRIM_THRESHOLD: 2**24, _M_MMAP_THRESHOLD: 2**25}
+_LEAST = 2**29  # bytes of a worker's limit a thread: the demo's, of 384 MiB, held 25 more with ours, and were paused
 
 _Mallopt = Callable[[int, int], int]
 
@@ -24,7 +24,7 @@ class _FreedReused:
 
     Dask's nannies set ``MALLOC_TRIM_THRESHOLD_``, so that what a worker's tasks return goes back to the system when it
     is released. But so each buffer of more than 128 KiB is mapped anew, and the kernel clears its pages: to read from a
-    store took 1.4 to 1.9 times the time (measured: zstd, chunks of 0.5 to 4 MiB). So this is for tasks that return little.
+    store took twice the time (measured: zstd, chunks of 0.5 to 4 MiB). So this is for tasks that return little.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class _FreedReused:
 
 
 def _mallopt() -> _Mallopt | None:
-    """glibc's, in a task of a worker that a nanny started with Dask's limits.
+    """glibc's, in a task of a worker with room that a nanny started with Dask's limits.
 
     The variable alone does not tell: a nanny sets it in its own process, too, whose glibc has started without.
     """
@@ -62,11 +62,13 @@ def _mallopt() -> _Mallopt | None:
     from distributed import get_worker
 
     try:
-        nanny = get_worker().nanny
+        worker = get_worker()
+        memory = worker.memory_manager.memory_limit
         found: _Mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError, ValueError):  # no worker, another C library, another system
         return None
-    return found if nanny else None
+    roomy = not memory or memory >= _LEAST * worker.state.nthreads
+    return found if worker.nanny and roomy else None
 
 
 freed_reused = _FreedReused()
