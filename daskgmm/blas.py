@@ -9,37 +9,19 @@ from functools import cache
 
 from threadpoolctl import ThreadpoolController
 
+from daskgmm.shared import Shared
 
-class _SingleBlas:
-    """Counts who wants BLAS on one thread: the limit is the process's, tasks come and go on its threads.
 
-    threadpoolctl lets one thread at a time change the limit. A thread of our own holds it from the first who
-    wants it to the last, whichever threads these are.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._unused = threading.Event()
-        self._holder = threading.Thread()
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            if self._users == 0:
-                self._unused, limited = threading.Event(), threading.Event()
-                self._holder = threading.Thread(target=_hold, args=(limited, self._unused), daemon=True)
-                self._holder.start()
-                limited.wait()
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    self._unused.set()
-                    self._holder.join()
+@contextmanager
+def _limited() -> Iterator[None]:
+    """By a thread of our own: threadpoolctl lets one at a time change the limit, and the first and last may differ."""
+    limited, unused = threading.Event(), threading.Event()
+    holder = threading.Thread(target=_hold, args=(limited, unused), daemon=True)
+    holder.start()
+    limited.wait()
+    yield
+    unused.set()
+    holder.join()
 
 
 def _hold(limited: threading.Event, unused: threading.Event) -> None:
@@ -55,4 +37,4 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-single_blas = _SingleBlas()
+single_blas = Shared(_limited)

@@ -93,9 +93,9 @@ def usable(rows: Any) -> bool:
 
 
 def threads(samples: Samples) -> int:
-    """Threads of this process that take blocks, where Dask's configuration has no ``num_workers``.
+    """Threads of this process that take blocks: ``num_workers`` of Dask's configuration.
 
-    One more than cores where a store is read: a thread has nothing to do until the first rows of its block are there.
+    By default one more than cores where a store is read, as a thread has nothing to do before its block's first rows.
     """
     reading = not samples.in_memory and not samples.graph and not samples.kept
     return int(dask.config.get("num_workers", None) or CPU_COUNT + reading)

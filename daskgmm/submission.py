@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import dask.config
-from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.utils import format_time, parse_timedelta
 
@@ -31,7 +30,7 @@ class Graph:
     """Tasks under keys that no others had before."""
 
     tasks: dict[Any, Any]
-    wanted: Any  # a key, or a list of keys
+    wanted: Sequence[Any]  # keys
     blocks: Sequence[Any]  # the key of each block's task
 
 
@@ -90,7 +89,7 @@ class Cluster:
                 "workers more memory, or fit without a cluster to see what it is in these rows"
             ) from lost.__cause__
 
-    def _submit(self, graph: Graph, wanted: Any) -> Any:
+    def _submit(self, graph: Graph, wanted: Sequence[Any]) -> Any:
         """Try once; nothing stays behind, however it ends."""
         from distributed.scheduler import KilledWorker, NoValidWorkerError, NoWorkerError
 
@@ -99,7 +98,6 @@ class Cluster:
         # Dask hashes all of a plain dict, 0.1 ms a task and more; a layer has a name.
         layers = HighLevelGraph.from_collections(f"daskgmm-{uuid.uuid4().hex}", graph.tasks)
         futures = self.client.get(layers, wanted, sync=False)
-        every = list(flatten([futures]))
         results = self.client.gather(futures, asynchronous=True)
         coming = asyncio.run_coroutine_threadsafe(results, self.client.loop.asyncio_loop)
         try:
@@ -111,11 +109,11 @@ class Cluster:
             except (NoWorkerError, NoValidWorkerError) as error:
                 raise TimeoutError(f"{error}: start workers that take the tasks, and run again") from error
             except (concurrent.futures.CancelledError, OSError) as error:
-                if any(future.status == "error" for future in every):  # it is a task's own
+                if any(future.status == "error" for future in futures):  # it is a task's own
                     raise
                 raise _Lost from error
         finally:
-            for future in every:
+            for future in futures:
                 future.release()
             concurrent.futures.wait([coming], _END)  # by that it ends; Dask complains if it is cancelled before
             coming.cancel()

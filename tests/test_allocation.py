@@ -46,6 +46,17 @@ def test_a_second_pass_clears_no_memory(store: Path) -> None:
     assert after - before < decoded  # without, more than twice as much
 
 
+@pytest.mark.parametrize(("memory", "left"), [("384MiB", True), ("1GiB", False)])
+def test_workers_with_little_memory_keep_dasks_limits(memory: str, left: bool, store: Path) -> None:
+    """As they give back at once what is freed, which there is no room for."""
+
+    def found(block: Any, pieces: Any) -> bool:
+        return daskgmm.allocation._mallopt() is None
+
+    with workers(None, 1, memory):
+        assert set(gather(open_samples(store), found)) == {left}
+
+
 @pytest.mark.parametrize("threads", [True, False], ids=["a worker without a nanny", "no worker"])
 def test_a_process_that_did_not_start_with_dasks_limits_is_left_alone(
     threads: bool, store: Path, monkeypatch: pytest.MonkeyPatch
