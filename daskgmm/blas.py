@@ -1,4 +1,4 @@
-"""BLAS on one thread: what one or more of them compute differs in the last bits."""
+"""BLAS on one thread, as what one or more of them compute differs in the last bits; and what it is made for."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ def _libraries() -> ThreadpoolController:
     import scipy.linalg.cython_blas  # noqa: F401  compiled code calls this one, whenever it is loaded
 
     return ThreadpoolController()
+
+
+def architectures() -> set[str]:
+    """The kinds of processors that the libraries take this one for, by their own names."""
+    return {library["architecture"] for library in _libraries().info() if "architecture" in library}
 
 
 single_blas = Shared(_limited)

@@ -1,12 +1,11 @@
 """The compiled loops over rows: tiles of them to responsibilities, and those to moments.
 
 A tile is small enough that φ stays in cache, and has its features first, so that each of φ's rows is one contiguous
-vector operation; so have responsibilities their components. BLAS multiplies a wide φ faster the other way round, some
-components at a time (measured with 16 features: 61 + 6 ns a row to transpose, against 95, of 16 components; 4 times
-that against 345 of 64). All of it runs without Python's lock, so that one thread can read while another computes.
+vector operation; so have responsibilities their components. All of it runs without Python's lock, so that one thread
+can read while another computes.
 
 Numba knows what it cached by the file that a function stands in, not by those that it calls: whoever changes `softmax`,
-`moments` or `distances` deletes the cache, ``rm daskgmm/em/__pycache__/*.nb?``.
+`products`, `moments` or `distances` deletes the cache, ``rm daskgmm/em/__pycache__/*.nb?``.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from daskgmm.em.distances import distances
-from daskgmm.em.moments import hold, holders, multiply, multiply_rows, pool, release, transpose
+from daskgmm.em.moments import hold, holders, pool, release
+from daskgmm.em.products import fill, joint, joint_of_rows, multiply, multiply_rows, transpose
 from daskgmm.em.softmax import compiled, soften
 
 # What a row of a component costs, and a squared feature of it, where a product with φ costs p a row and component
@@ -52,6 +52,7 @@ def _workspace(tile: int, d: int, p: int, k: int, widest: int, dtype: Any) -> tu
         _aligned((k, many), dtype),
         np.zeros(k, np.intp),
         np.empty(tile, np.intp),
+        np.empty(k, np.bool_),
     )
 
 
@@ -74,13 +75,14 @@ def accumulate(
     products: Any,  # of φ: left (q,), right (q,)
     pooled: Any,  # the products that are summed over all components at once
     theta: Any,  # (p, g) of each group of components, one after another, p > d, in that precision
-    groups: Any,  # where each group ends: some components of one model, which so gets the bits that it has alone
+    groups: Any,  # where each group ends: components, also of several models, that are multiplied at a time
     ends: Any,  # (models,) where each model's components end
     direct: tuple[Any, ...],  # columns (m,), means, Fᵀ or diagonals, constants, step: see `distances`
     own: Any,  # (k,) whose moments are always summed over their own rows: those of the direct components
     centres: Any,  # (k, d) that these are about
     tile: int,  # rows
-    wide: bool,  # is φ multiplied with its rows first?
+    narrow: int,  # groups of at most so many are multiplied by loops
+    wide: bool,  # is φ multiplied with its rows first by BLAS?
     sparse: bool,  # may moments be summed over the rows that a component really holds?
     floor: Any,  # of log γ
     least: float,  # γ that counts
@@ -106,6 +108,7 @@ def accumulate(
         roots,
         many,
         places,
+        apart,
     ) = room
     d = row_buffer.shape[1]
     loose, diagonal = len(columns) < k, transposed.shape[1] < d
@@ -126,7 +129,7 @@ def accumulate(
         used += n
         if flat:
             log_joint = joint_buffer[: k * n].reshape(k, n)
-            _joint_of_rows(rows, theta, groups, log_joint)
+            joint_of_rows(rows, theta, groups, log_joint)
             soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods, log_certainties)
             multiply_rows(rows, log_joint, groups, product, moments)
             if len(scatter):
@@ -143,8 +146,8 @@ def accumulate(
             transpose(rows, z)
         log_joint = joint_buffer[: k * n].reshape(k, n)
         if loose:
-            _multiply(phi, d, products)
-            _joint(phi, theta, groups, wide, side, log_joint)
+            fill(phi, d, products)
+            joint(phi, theta, groups, narrow, wide, side, log_joint)
         if len(columns):
             if len(turn):
                 transpose(z, rows)
@@ -162,13 +165,13 @@ def accumulate(
                 turned = False
             if few:
                 hold(rows, log_joint, first, last, vectors, centres, held, roots, many, diagonal, product, moments)
-            else:
-                multiply(phi, log_joint, first, last, groups, wide, side, product, own, moments)
-                for c in range(first, last):
-                    if own[c]:
-                        holders(log_joint, c, c + 1, least, w, vectors)
-                        hold(rows, log_joint, c, c + 1, vectors, centres, held, roots, many, diagonal, product, moments)
+            for c in range(first, last):
+                apart[c] = few or own[c]
+                if own[c] and not few:
+                    holders(log_joint, c, c + 1, least, w, vectors)
+                    hold(rows, log_joint, c, c + 1, vectors, centres, held, roots, many, diagonal, product, moments)
             first = last
+        multiply(phi, log_joint, groups, narrow, wide, side, product, apart, moments)
         if len(scatter):
             pool(phi, d, pooled, w, scatter)
     for c in range(k):
@@ -217,44 +220,3 @@ def _deviations(x: Any, weights: Any, shift: Any, units: Any, rows: Any, kept: A
                 kept[n] = weights[r]
             n += 1
     return rows[:n], kept[: n if len(weights) else 0]
-
-
-@compiled
-def _joint(phi: Any, theta: Any, groups: Any, wide: bool, side: Any, log_joint: Any) -> None:
-    """θᵀ φ: (k, n)."""
-    p, n = phi.shape
-    first: Any = np.intp(0)
-    for last in groups:
-        some = theta[p * first : p * last].reshape(p, last - first)
-        if wide:
-            rows = side[: n * (last - first)].reshape(n, last - first)
-            np.dot(phi.T, some, rows)
-            transpose(rows, log_joint[first:last])
-        else:
-            np.dot(some.T, phi, log_joint[first:last])
-        first = last
-
-
-@compiled
-def _joint_of_rows(rows: Any, theta: Any, groups: Any, log_joint: Any) -> None:
-    """The same, where φ is 1 and the rows (n, d)."""
-    p = rows.shape[1] + 1
-    first: Any = np.intp(0)
-    for last in groups:
-        some = theta[p * first : p * last].reshape(p, last - first)
-        np.dot(some[1:].T, rows.T, log_joint[first:last])
-        for c in range(last - first):
-            joint, constant = log_joint[first + c], some[0, c]
-            for r in range(len(joint)):
-                joint[r] += constant
-        first = last
-
-
-@compiled
-def _multiply(phi: Any, d: int, products: Any) -> None:
-    """Fill in the products of φ, whose first rows are 1 and z."""
-    left, right = products
-    for q in range(len(left)):
-        a, b, out = phi[1 + left[q]], phi[1 + right[q]], phi[1 + d + q]
-        for r in range(phi.shape[1]):
-            out[r] = a[r] * b[r]

@@ -15,58 +15,6 @@ from daskgmm.em.softmax import compiled
 
 
 @compiled
-def transpose(values: Any, out: Any) -> None:
-    """The inner loop runs along the short side, so that a cache line is used up while it is there: twice as fast."""
-    if len(values) > len(out):
-        for j in range(len(values)):
-            for i in range(len(out)):
-                out[i, j] = values[j, i]
-    else:
-        for i in range(len(out)):
-            for j in range(len(values)):
-                out[i, j] = values[j, i]
-
-
-@compiled
-def multiply(
-    phi: Any, resp: Any, first: int, last: int, groups: Any, wide: bool, side: Any, room: Any, own: Any, moments: Any
-) -> None:
-    """Add γ φᵀ (k, p) to moments of components from the first to the last, but of those that have their own sums."""
-    p, n = phi.shape
-    for end in groups:
-        if end <= first or end > last:
-            continue
-        g = end - first
-        product = room[: p * g].reshape(p, g)
-        if wide:
-            rows = side[: n * g].reshape(n, g)
-            transpose(resp[first:end], rows)
-            np.dot(phi, rows, product)
-        else:
-            np.dot(phi, resp[first:end].T, product)
-        for c in range(first, end):
-            if not own[c]:
-                for q in range(p):
-                    moments[c, q] += product[q, c - first]
-        first = end
-
-
-@compiled
-def multiply_rows(rows: Any, resp: Any, groups: Any, room: Any, moments: Any) -> None:
-    """The same of all components, where φ is 1 and the rows (n, d)."""
-    d = rows.shape[1]
-    first: Any = np.intp(0)
-    for last in groups:
-        product = room[: (last - first) * d].reshape(last - first, d)
-        np.dot(resp[first:last], rows, product)
-        for c in range(first, last):
-            moments[c, 0] += resp[c].sum()
-            for i in range(d):
-                moments[c, 1 + i] += product[c - first, i]
-        first = last
-
-
-@compiled
 def holders(resp: Any, first: int, last: int, least: float, weights: Any, vectors: Any) -> float:
     """How many of the components from first to last hold each row, as their γ is above a limit, and which does so last.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from daskgmm.blas import architectures
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array
 
@@ -17,9 +18,15 @@ DOUBLE, SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 _TILE_VALUES = 40_000  # 320 kB, well inside a core's second-level cache (measured: D = 4 … 64, K = 8 … 64)
 # Rows of a tile. Not a power of two, for which all rows of φ would share one place in the cache.
 LARGEST_TILE = 1016
-# OpenBLAS multiplies matrices of up to 100³ multiplications without copying them first: up to 1.9 times faster here, if
-# the tile is not too small for that, and fastest with 16 columns. From so many values a row on, φ is wide.
+# With AVX-512, OpenBLAS multiplies matrices of up to 100³ multiplications without copying them first: up to 1.9 times
+# faster here, if the tile is not too small for that, and fastest with 16 columns. From so many values a row on, φ is
+# wide.
 _SMALL_PRODUCT, _LEAST_SMALL, _GROUP, _WIDE = 100**3, 72, 16, 100
+_WITHOUT_COPIES = {"SkylakeX", "Cooperlake", "SapphireRapids"}
+# Elsewhere, to copy φ takes as long as 15 columns, so there are many: 64 components of 16 features take 1.4 times less
+# than 16 by 16, and 20 models of 1 to 20 components together half of what they take one by one.
+_LARGE_GROUP = 128
+_NARROW = 8  # components that loops multiply faster (measured: with 4, 8 and 16 features)
 _LOOP = 256  # values that are subtracted in one loop
 # exp(-300) is nothing beside 1, and far from the denormals, which are 5 to 10 times slower to work with.
 _LOG_FLOOR = {DOUBLE: -300.0, SINGLE: -60.0}
@@ -54,7 +61,8 @@ class Prepared:
         # Where all components are direct, none needs θ, which may be large.
         theta = np.concatenate([model.theta[:, :p] for model in models]) if len(columns) < k else np.empty((k, 0))
         wide = p >= _WIDE
-        groups = _groups(ends, wide)
+        without_copies = bool(architectures() & _WITHOUT_COPIES)
+        groups = _groups(ends, _GROUP if wide and without_copies else _LARGE_GROUP)
         tile = tile_rows(d if len(columns) == k else p)
         turn = np.empty((0, 0)) if frame.directions is None else frame.whitening.T
         arguments = (
@@ -70,6 +78,7 @@ class Prepared:
             apart,
             np.concatenate([model.centres for model in models]).astype(dtype),
             tile,
+            0 if without_copies else _NARROW,
             wide,
             wide and not diagonal and not lean,
             dtype.type(_LOG_FLOOR[dtype]),
@@ -131,10 +140,13 @@ def tile_rows(p: int) -> int:
     return rows - 8 * (rows & (rows - 1) == 0)
 
 
-def _groups(ends: npt.NDArray[np.intp], wide: bool) -> npt.NDArray[np.intp]:
-    """Where groups of components end that φ is multiplied with at a time: all of a model, or some if φ is wide."""
-    found: list[int] = []
+def _groups(ends: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
+    """Where groups of components end that φ is multiplied with at a time: of one model, or several that are small."""
+    found = [0]
     for start, end in zip([0, *ends], ends, strict=False):
         # A group of less than a quarter is better done with the one before it.
-        found += [*range(start + _GROUP, end - _GROUP // 4 + 1, _GROUP), end] if wide else [end]
-    return np.array(found)
+        for stop in (*range(start + most, end - most // 4 + 1, most), end):
+            if len(found) > 1 and stop - found[-2] <= most:
+                found.pop()
+            found.append(int(stop))
+    return np.array(found[1:])

@@ -1,0 +1,59 @@
+"""The products with φ against NumPy's, and how models share them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskgmm.em import prepared
+from daskgmm.em.products import joint, multiply
+
+pytestmark = pytest.mark.usefixtures("one_thread")  # as passes call it
+
+_sizes = st.lists(st.integers(1, 12), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 70),
+    p=st.integers(1, 24),
+    sizes=_sizes,
+    narrow=st.sampled_from([0, 8, 12]),
+    wide=st.booleans(),
+    dtype=st.sampled_from([np.float64, np.float32]),
+)
+def test_products_are_numpy_s(n: int, p: int, sizes: list[int], narrow: int, wide: bool, dtype: Any) -> None:
+    """By loops or by BLAS, either way round, for any split into groups: each row and component has its own value."""
+    rng = np.random.default_rng(n + p)
+    ends, k, tolerance = np.cumsum(sizes), sum(sizes), 100 * np.finfo(dtype).eps
+    phi, theta = rng.standard_normal((p, n)).astype(dtype), rng.standard_normal((k, p)).astype(dtype)
+    phi[0] = 1
+    laid_out = np.concatenate([part.T.ravel() for part in np.split(theta, ends[:-1])])
+    side, room = np.full(n * max(sizes), np.nan, dtype), np.full(p * max(sizes), np.nan, dtype)
+
+    found = np.full((k, n), np.nan, dtype)
+    joint(phi, laid_out, ends, narrow, wide, side, found)
+    scale = np.abs(theta).astype(np.float64) @ np.abs(phi)
+    assert (np.abs(found - theta.astype(np.float64) @ phi) <= tolerance * scale).all()
+
+    apart, moments = rng.random(k) < 0.3, np.ones((k, p))
+    multiply(phi, found, ends, narrow, wide, side, room, apart, moments)
+    exact = np.where(apart[:, None], 0, found.astype(np.float64) @ phi.T.astype(np.float64))
+    scale = np.abs(found).astype(np.float64) @ np.abs(phi.T)
+    assert (np.abs(moments - 1 - exact) <= tolerance * (scale + 1)).all()
+
+
+@given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20), most=st.sampled_from([16, 128]))
+def test_groups_cover_all_components_and_few_are_small(sizes: list[int], most: int) -> None:
+    ends = np.cumsum(sizes)
+    groups = [0, *prepared._groups(ends, most)]
+    counts = np.diff(groups)
+    assert groups[-1] == ends[-1]
+    assert (counts > 0).all()
+    assert counts.max() < most + most // 4
+    assert all(a + b > most for a, b in pairwise(counts))  # two that are small would be one
