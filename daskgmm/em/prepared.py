@@ -26,7 +26,7 @@ _WITHOUT_COPIES = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 # Elsewhere, to copy φ takes as long as 15 columns, so there are many: 64 components of 16 features take 1.4 times less
 # than 16 by 16, and 20 models of 1 to 20 components together half of what they take one by one.
 _LARGE_GROUP = 128
-_NARROW = 8  # components that loops multiply faster (measured: with 4, 8 and 16 features)
+_NARROW = 16  # components that loops multiply as fast, or faster (measured: with 4, 8, 9, 12 and 16 features)
 _LOOP = 256  # values that are subtracted in one loop
 # exp(-300) is nothing beside 1, and far from the denormals, which are 5 to 10 times slower to work with.
 _LOG_FLOOR = {DOUBLE: -300.0, SINGLE: -60.0}
@@ -79,7 +79,7 @@ class Prepared:
             np.concatenate([model.centres for model in models]).astype(dtype),
             tile,
             0 if without_copies else _NARROW,
-            wide,
+            wide and without_copies,
             wide and not diagonal and not lean,
             dtype.type(_LOG_FLOOR[dtype]),
             _LEAST_TIGHT if any(model.tight.any() for model in models) else LEAST[dtype],

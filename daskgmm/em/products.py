@@ -1,9 +1,9 @@
 """The compiled products with φ: of θ, to log joint densities, and of responsibilities, to moments.
 
-BLAS multiplies a wide φ faster the other way round, some components at a time (measured with 16 features: 61 + 6 ns a
-row to transpose, against 95, of 16 components; 4 times that against 345 of 64). Before it begins it copies φ, unless
-it is made for small matrices on this processor; for few components, loops over pairs of them are faster (measured with
-4 features and 8 components: 12 + 11 against 17 + 19 ns a row, and 9 + 7 against 24 + 20 in single precision).
+Where BLAS has kernels for small matrices, it multiplies a wide φ faster the other way round, some components at a time
+(measured with 16 features: 61 + 6 ns a row to transpose, against 95, of 16 components; 4 times that against 345 of 64).
+Elsewhere it copies φ first, and loops over pairs of components are faster where those are few (measured with 4 features
+and 8 components: 12 + 11 against 17 + 19 ns a row, and 9 + 7 against 24 + 20 in single precision).
 """
 
 from __future__ import annotations
