@@ -75,7 +75,7 @@ def accumulate(
     products: Any,  # of φ: left (q,), right (q,)
     pooled: Any,  # the products that are summed over all components at once
     theta: Any,  # (p, g) of each group of components, one after another, p > d, in that precision
-    groups: Any,  # where each group ends: components, also of several models, that are multiplied at a time
+    groups: Any,  # where each group ends: some components of one model, which so gets the bits that it has alone
     ends: Any,  # (models,) where each model's components end
     direct: tuple[Any, ...],  # columns (m,), means, Fᵀ or diagonals, constants, step: see `distances`
     own: Any,  # (k,) whose moments are always summed over their own rows: those of the direct components

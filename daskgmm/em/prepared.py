@@ -24,7 +24,7 @@ LARGEST_TILE = 1016
 _SMALL_PRODUCT, _LEAST_SMALL, _GROUP, _WIDE = 100**3, 72, 16, 100
 _WITHOUT_COPIES = {"SkylakeX", "Cooperlake", "SapphireRapids"}
 # Elsewhere, to copy φ takes as long as 15 columns, so there are many: 64 components of 16 features take 1.4 times less
-# than 16 by 16, and 20 models of 1 to 20 components together half of what they take one by one.
+# than 16 by 16.
 _LARGE_GROUP = 128
 _NARROW = 16  # components that loops multiply as fast, or faster (measured: with 4, 8, 9, 12 and 16 features)
 _LOOP = 256  # values that are subtracted in one loop
@@ -141,12 +141,9 @@ def tile_rows(p: int) -> int:
 
 
 def _groups(ends: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
-    """Where groups of components end that φ is multiplied with at a time: of one model, or several that are small."""
-    found = [0]
+    """Where groups of components end that φ is multiplied with at a time: of one model, which so has its own bits."""
+    found: list[int] = []
     for start, end in zip([0, *ends], ends, strict=False):
         # A group of less than a quarter is better done with the one before it.
-        for stop in (*range(start + most, end - most // 4 + 1, most), end):
-            if len(found) > 1 and stop - found[-2] <= most:
-                found.pop()
-            found.append(int(stop))
-    return np.array(found[1:])
+        found += [*range(start + most, end - most // 4 + 1, most), end]
+    return np.array(found)
