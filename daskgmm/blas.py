@@ -37,6 +37,7 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+@cache
 def architectures() -> set[str]:
     """The kinds of processors that the libraries take this one for, by their own names."""
     return {library["architecture"] for library in _libraries().info() if "architecture" in library}

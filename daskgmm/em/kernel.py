@@ -52,7 +52,6 @@ def _workspace(tile: int, d: int, p: int, k: int, widest: int, dtype: Any) -> tu
         _aligned((k, many), dtype),
         np.zeros(k, np.intp),
         np.empty(tile, np.intp),
-        np.empty(k, np.bool_),
     )
 
 
@@ -82,7 +81,7 @@ def accumulate(
     centres: Any,  # (k, d) that these are about
     tile: int,  # rows
     narrow: int,  # groups of at most so many are multiplied by loops
-    wide: bool,  # is φ multiplied with its rows first by BLAS?
+    rows_first: bool,  # is φ multiplied with its rows first?
     sparse: bool,  # may moments be summed over the rows that a component really holds?
     floor: Any,  # of log γ
     least: float,  # γ that counts
@@ -108,7 +107,6 @@ def accumulate(
         roots,
         many,
         places,
-        apart,
     ) = room
     d = row_buffer.shape[1]
     loose, diagonal = len(columns) < k, transposed.shape[1] < d
@@ -147,7 +145,7 @@ def accumulate(
         log_joint = joint_buffer[: k * n].reshape(k, n)
         if loose:
             fill(phi, d, products)
-            joint(phi, theta, groups, narrow, wide, side, log_joint)
+            joint(phi, theta, groups, narrow, rows_first, side, log_joint)
         if len(columns):
             if len(turn):
                 transpose(z, rows)
@@ -165,13 +163,13 @@ def accumulate(
                 turned = False
             if few:
                 hold(rows, log_joint, first, last, vectors, centres, held, roots, many, diagonal, product, moments)
-            for c in range(first, last):
-                apart[c] = few or own[c]
-                if own[c] and not few:
-                    holders(log_joint, c, c + 1, least, w, vectors)
-                    hold(rows, log_joint, c, c + 1, vectors, centres, held, roots, many, diagonal, product, moments)
+            else:
+                multiply(phi, log_joint, first, last, groups, narrow, rows_first, side, product, own, moments)
+                for c in range(first, last):
+                    if own[c]:
+                        holders(log_joint, c, c + 1, least, w, vectors)
+                        hold(rows, log_joint, c, c + 1, vectors, centres, held, roots, many, diagonal, product, moments)
             first = last
-        multiply(phi, log_joint, groups, narrow, wide, side, product, apart, moments)
         if len(scatter):
             pool(phi, d, pooled, w, scatter)
     for c in range(k):

@@ -1,7 +1,7 @@
-"""The compiled moments: responsibilities of a tile of rows to sums of φ.
+"""The compiled moments where most rows belong to few components: by what each of them really holds.
 
-By a product with φ, or, where most rows belong to few components (measured with 16 features and 16 components, one a
-row: 32 against 68 ns a row), by what each component really holds: its rows are gathered, and multiplied many at a time.
+Its rows are gathered, and multiplied many at a time (measured with 16 features and 16 components, one a row: 32 ns a
+row, against 68 for the product of all with φ, which is in `products`).
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ DOUBLE, SINGLE = np.dtype(np.float64), np.dtype(np.float32)
 _TILE_VALUES = 40_000  # 320 kB, well inside a core's second-level cache (measured: D = 4 … 64, K = 8 … 64)
 # Rows of a tile. Not a power of two, for which all rows of φ would share one place in the cache.
 LARGEST_TILE = 1016
+_WIDE = 100  # values a row from which on φ is wide
 # With AVX-512, OpenBLAS multiplies matrices of up to 100³ multiplications without copying them first: up to 1.9 times
-# faster here, if the tile is not too small for that, and fastest with 16 columns. From so many values a row on, φ is
-# wide.
-_SMALL_PRODUCT, _LEAST_SMALL, _GROUP, _WIDE = 100**3, 72, 16, 100
+# faster here, if the tile is not too small for that, and fastest with 16 columns of a wide φ.
 _WITHOUT_COPIES = {"SkylakeX", "Cooperlake", "SapphireRapids"}
+_SMALL_PRODUCT, _LEAST_SMALL, _GROUP = 100**3, 72, 16
 # Elsewhere, to copy φ takes as long as 15 columns, so there are many: 64 components of 16 features take 1.4 times less
 # than 16 by 16.
 _LARGE_GROUP = 128

@@ -39,15 +39,15 @@ def fill(phi: Any, d: int, products: Any) -> None:
 
 
 @compiled
-def joint(phi: Any, theta: Any, groups: Any, narrow: int, wide: bool, side: Any, log_joint: Any) -> None:
-    """θᵀ φ: (k, n)."""
+def joint(phi: Any, theta: Any, groups: Any, narrow: int, rows_first: bool, side: Any, log_joint: Any) -> None:
+    """θᵀ φ: (k, n); φ begins with a row of ones."""
     p, n = phi.shape
     first: Any = np.intp(0)
     for last in groups:
         some = theta[p * first : p * last].reshape(p, last - first)
         if last - first <= narrow:
             _joint_by_pairs(phi, some, side[:n], log_joint[first:last])
-        elif wide:
+        elif rows_first:
             rows = side[: n * (last - first)].reshape(n, last - first)
             np.dot(phi.T, some, rows)
             transpose(rows, log_joint[first:last])
@@ -73,28 +73,38 @@ def joint_of_rows(rows: Any, theta: Any, groups: Any, log_joint: Any) -> None:
 
 @compiled
 def multiply(
-    phi: Any, resp: Any, groups: Any, narrow: int, wide: bool, side: Any, room: Any, apart: Any, moments: Any
+    phi: Any,
+    resp: Any,
+    first: int,
+    last: int,
+    groups: Any,
+    narrow: int,
+    rows_first: bool,
+    side: Any,
+    room: Any,
+    own: Any,
+    moments: Any,
 ) -> None:
-    """Add γ φᵀ (k, p) to the moments of all components but those that are summed apart."""
+    """Add γ φᵀ (k, p) to moments of components from the first to the last, but of those that have their own sums."""
     p, n = phi.shape
-    first: Any = np.intp(0)
-    for last in groups:
-        g = last - first
-        if not apart[first:last].all():
-            product = room[: p * g].reshape(p, g)
-            if g <= narrow:
-                _multiply_by_pairs(phi, resp[first:last], product)
-            elif wide:
-                rows = side[: n * g].reshape(n, g)
-                transpose(resp[first:last], rows)
-                np.dot(phi, rows, product)
-            else:
-                np.dot(phi, resp[first:last].T, product)
-            for c in range(first, last):
-                if not apart[c]:
-                    for q in range(p):
-                        moments[c, q] += product[q, c - first]
-        first = last
+    for end in groups:
+        if end <= first or end > last:
+            continue
+        g = end - first
+        product = room[: p * g].reshape(p, g)
+        if g <= narrow:
+            _multiply_by_pairs(phi, resp[first:end], product)
+        elif rows_first:
+            rows = side[: n * g].reshape(n, g)
+            transpose(resp[first:end], rows)
+            np.dot(phi, rows, product)
+        else:
+            np.dot(phi, resp[first:end].T, product)
+        for c in range(first, end):
+            if not own[c]:
+                for q in range(p):
+                    moments[c, q] += product[q, c - first]
+        first = end
 
 
 @compiled
