@@ -121,21 +121,24 @@ def test_a_worker_killed_in_a_pass(store: Path, tmp_path: Path, assert_same: Cal
 
 
 @pytest.mark.slow
-def test_a_worker_killed_every_second(store: Path, tmp_path: Path, assert_same: Callable[..., None]) -> None:
+def test_a_worker_killed_in_every_other_pass(store: Path, tmp_path: Path, assert_same: Callable[..., None]) -> None:
     """Any that has come, be it the only one; another is started for it."""
     with Cluster(tmp_path, seconds=0.05) as cluster:
         cluster.add(4)
         with connected(cluster, 4) as client:
+            killed = []
 
             def disturb() -> None:
-                if working := cluster.working(client):
-                    cluster.kill(random.choice(working))
-                    cluster.add()
+                killed.append(random.choice(until(lambda: cluster.working(client))))
+                cluster.kill(killed[-1])
+                cluster.add()
 
-            with meanwhile(disturb, every=1) as done:
-                found = fit(store)
-            print(f"{len(done)} workers killed")
-            assert len(done) > 5
+            def watch(info: Any) -> None:
+                if info.stage == "data" and info.n_iter % 2:
+                    threading.Timer(random.uniform(0, 0.1), disturb).start()
+
+            found = fit(store, callbacks=[watch])
+            assert len(killed) >= PASSES // 2
         assert_same(found)
 
 
