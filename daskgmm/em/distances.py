@@ -149,8 +149,9 @@ def _complete(
             m += which[r] == c
     deviation, y = room[0, : m * d].reshape(m, d), room[1, : m * (d - step)].reshape(m, d - step)
     for j in range(m):
+        place = places[j]  # outside of the loop, which is done by vectors then
         for i in range(d):
-            deviation[j, i] = rows[places[j], i] - means[c, i]
+            deviation[j, i] = rows[place, i] - means[c, i]
     np.dot(deviation, transposed[c, step:].T, y)
     half = y.dtype.type(0.5)
     for j in range(m):
