@@ -23,7 +23,7 @@ def distances(
     rows: Any,  # the same (n, d)
     direct: tuple[Any, ...],  # columns (m,) of log_joint, means, Fᵀ (m, d, d) or diagonals (m, 1, d), constants, step
     ends: Any,  # where each model's components end, if all of them are direct
-    cut: float,  # so many nats below another of its model, a component holds nothing
+    cuts: Any,  # (k,) so many nats below another of its model, a component holds nothing
     room: Any,  # (2, d · n) and more, to work in
     vectors: Any,  # (2, n) and more
     places: Any,  # (n,) and more
@@ -32,21 +32,19 @@ def distances(
     """log weight + log p(z | k) of some columns; of those below the cut, what is not above it either."""
     d, n = z.shape
     columns, means, transposed, _, step = direct
-    bounded = step < d and cut < np.inf and len(columns) == len(log_joint)
+    bounded = step < d and cuts[0] < np.inf and len(columns) == len(log_joint)
     first: Any = np.intp(0)  # an integer that Numba does not take for a type of its own, and compile for once more
     _add(z, first, len(columns), first, step if bounded else d, direct, room, vectors, log_joint)
     if not bounded:
         return
     for last in ends:
         _likeliest(log_joint, first, last, vectors)
-        if _near(log_joint, first, last, cut + (d - step) / 2, vectors) > _FEW * n * (last - first):
+        if _near(log_joint, first, last, cuts, (d - step) / 2, vectors) > _FEW * n * (last - first):
             _add(z, first, last, step, d, direct, room, vectors, log_joint)
         else:
             for others in (False, True):
                 for c in range(first, last):
-                    _complete(rows, c, others, means, transposed, step, room, vectors, places, log_joint)
-                for r in range(n):
-                    vectors[0, r] -= cut
+                    _complete(rows, c, others, cuts[c], means, transposed, step, room, vectors, places, log_joint)
         first = last
 
 
@@ -111,11 +109,12 @@ def _note(values: Any, c: Any, largest: Any, which: Any) -> None:
 
 
 @compiled
-def _near(log_joint: Any, first: int, last: int, within: float, vectors: Any) -> int:
-    """How many values of some components are no farther than that from the largest."""
+def _near(log_joint: Any, first: int, last: int, cuts: Any, more: float, vectors: Any) -> int:
+    """How many values of some components are no farther from the largest than their cut and so much more."""
     n = log_joint.shape[1]
-    largest, near, found = vectors[0, :n], vectors.dtype.type(within), 0
+    largest, found = vectors[0, :n], 0
     for c in range(first, last):
+        near = vectors.dtype.type(cuts[c] + more)
         for r in range(n):
             found += log_joint[c, r] > largest[r] - near
     return found
@@ -126,6 +125,7 @@ def _complete(
     rows: Any,
     c: int,
     others: bool,
+    cut: float,
     means: Any,
     transposed: Any,
     step: int,
@@ -136,15 +136,16 @@ def _complete(
 ) -> None:
     """Add what is left, for the rows whose likeliest component this seemed to be, or for others that it may yet hold.
 
-    ``vectors`` takes what the former reach; for the latter it has what they must be above, and which they are.
+    ``vectors`` takes what the former reach; for the latter it has that, which they must not be below by the cut, and
+    which they are.
     """
     n, d = rows.shape
-    values, limits, which = log_joint[c], vectors[0, :n], vectors[1, :n]
-    m = 0
+    values, reached, which = log_joint[c], vectors[0, :n], vectors[1, :n]
+    m, below = 0, vectors.dtype.type(cut)
     for r in range(n):
         places[m] = r
         if others:
-            m += which[r] != c and values[r] > limits[r]
+            m += which[r] != c and values[r] > reached[r] - below
         else:
             m += which[r] == c
     deviation, y = room[0, : m * d].reshape(m, d), room[1, : m * (d - step)].reshape(m, d - step)
@@ -160,4 +161,4 @@ def _complete(
             total += y[j, i] * y[j, i]
         values[places[j]] -= half * total
         if not others:
-            limits[places[j]] = values[places[j]]
+            reached[places[j]] = values[places[j]]

@@ -84,7 +84,7 @@ def accumulate(
     rows_first: bool,  # is φ multiplied with its rows first?
     sparse: bool,  # may moments be summed over the rows that a component really holds?
     floor: Any,  # of log γ
-    least: float,  # γ that counts
+    least: Any,  # (k,) γ that counts
     room: tuple[Any, ...],  # from `workspace`
     log_likelihoods: Any,  # (models,) the sums to add to
     log_certainties: Any,  # (models,)
@@ -112,6 +112,7 @@ def accumulate(
     loose, diagonal = len(columns) < k, transposed.shape[1] < d
     # Where φ is 1 and the rows themselves, it need not be laid out features first.
     flat = len(products[0]) == 0 and len(columns) == 0 and len(turn) == 0
+    cuts = -np.log(least)
     used = 0
     row = d * (4 if single else 8)  # bytes
     for start in range(0, len(x) // row, tile):
@@ -149,8 +150,7 @@ def accumulate(
         if len(columns):
             if len(turn):
                 transpose(z, rows)
-            cut = -math.log(least)
-            distances(z, rows, direct, ends, cut, deviations, vectors, places, log_joint)
+            distances(z, rows, direct, ends, cuts, deviations, vectors, places, log_joint)
         soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods, log_certainties)
         turned = len(turn) > 0 and len(columns) == 0  # z is not in rows yet
         first: Any = np.intp(0)
@@ -162,13 +162,29 @@ def accumulate(
                 transpose(z, rows)
                 turned = False
             if few:
-                hold(rows, log_joint, first, last, vectors, centres, held, roots, many, diagonal, product, moments)
+                hold(
+                    rows, log_joint, first, last, least, vectors, centres, held, roots, many, diagonal, product, moments
+                )
             else:
                 multiply(phi, log_joint, first, last, groups, narrow, rows_first, side, product, own, moments)
                 for c in range(first, last):
                     if own[c]:
                         holders(log_joint, c, c + 1, least, w, vectors)
-                        hold(rows, log_joint, c, c + 1, vectors, centres, held, roots, many, diagonal, product, moments)
+                        hold(
+                            rows,
+                            log_joint,
+                            c,
+                            c + 1,
+                            least,
+                            vectors,
+                            centres,
+                            held,
+                            roots,
+                            many,
+                            diagonal,
+                            product,
+                            moments,
+                        )
             first = last
         if len(scatter):
             pool(phi, d, pooled, w, scatter)
@@ -180,10 +196,10 @@ def accumulate(
 def log_joint(x: Any, direct: tuple[Any, ...], cut: float) -> Any:
     """log weight + log p(x | k) of some rows (n, d), from their distances to the means: (k, n)."""
     columns = direct[0]
-    found, ends = np.empty((len(columns), len(x))), np.array([len(columns)])
+    found, ends, cuts = np.empty((len(columns), len(x))), np.array([len(columns)]), np.full(len(columns), cut)
     room, vectors, places = np.empty((2, x.size)), np.empty((2, len(x))), np.empty(len(x), np.intp)
     z = np.ascontiguousarray(x.T)
-    distances(z, x, direct, ends, cut, room, vectors, places, found)
+    distances(z, x, direct, ends, cuts, room, vectors, places, found)
     return found
 
 

@@ -15,27 +15,28 @@ from daskgmm.em.softmax import compiled
 
 
 @compiled
-def holders(resp: Any, first: int, last: int, least: float, weights: Any, vectors: Any) -> float:
-    """How many of the components from first to last hold each row, as their γ is above a limit, and which does so last.
+def holders(resp: Any, first: int, last: int, least: Any, weights: Any, vectors: Any) -> float:
+    """How many of the components from first to last hold each row, as their γ counts, and which does so last.
 
-    Returns how many there are for all rows together; ``vectors`` takes the rows' counts, last holders and limits.
+    Returns how many there are for all rows together; ``vectors`` takes the rows' counts, last holders and weights.
     """
     n = resp.shape[1]
-    counts, latest, limits = vectors[0, :n], vectors[1, :n], vectors[2, :n]
+    counts, latest, total = vectors[0, :n], vectors[1, :n], vectors[2, :n]
     counts[:] = 0
-    limits[:] = least
+    total[:] = 1
     for r in range(len(weights)):
-        limits[r] *= weights[r]
+        total[r] = weights[r]
+    number = counts.dtype.type
     for c in range(first, last):
-        _mark(resp[c], limits, counts, latest, counts.dtype.type(c))
+        _mark(resp[c], total, number(least[c]), counts, latest, number(c))
     return counts.sum()
 
 
 @compiled
-def _mark(gammas: Any, limits: Any, counts: Any, latest: Any, c: Any) -> None:
+def _mark(gammas: Any, total: Any, least: Any, counts: Any, latest: Any, c: Any) -> None:
     one, none = counts.dtype.type(1), counts.dtype.type(0)
     for r in range(len(gammas)):
-        held = gammas[r] > limits[r]
+        held = gammas[r] > least * total[r]
         counts[r] += one if held else none
         latest[r] = c if held else latest[r]
 
@@ -46,6 +47,7 @@ def hold(
     resp: Any,  # (k, n)
     first: int,  # of the components from here
     last: int,  # to here
+    least: Any,  # (k,) γ that counts
     vectors: Any,  # what `holders` found for them
     centres: Any,  # (k, d)
     held: Any,  # (k, most, d) the rows that each component holds
@@ -60,13 +62,13 @@ def hold(
     Without views of arrays in the loop, which cost more than all else in it.
     """
     n, d = rows.shape
-    counts, latest, limits = vectors[0, :n], vectors[1, :n], vectors[2, :n]
+    counts, latest, total = vectors[0, :n], vectors[1, :n], vectors[2, :n]
     for r in range(n):
         if counts[r] == 0:
             continue
         stop = int(latest[r]) + 1
         for c in range(stop - 1 if counts[r] == 1 else first, stop):
-            if resp[c, r] > limits[r]:
+            if resp[c, r] > resp.dtype.type(least[c]) * total[r]:
                 m, root = many[c], math.sqrt(resp[c, r])
                 roots[c, m] = root
                 for i in range(d):

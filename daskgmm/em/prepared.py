@@ -31,7 +31,7 @@ _LOOP = 256  # values that are subtracted in one loop
 # exp(-300) is nothing beside 1, and far from the denormals, which are 5 to 10 times slower to work with.
 _LOG_FLOOR = {DOUBLE: -300.0, SINGLE: -60.0}
 # γ below which a row is left out of a component's own sums, as another component holds it: less than rounding, and than
-# what makes a component dead. A tight component's rows are so near beside all others that that may be too much.
+# what makes a component dead. A tight component's rows are so near beside all others that that may be too much of it.
 LEAST, _LEAST_TIGHT = {DOUBLE: 1e-16, SINGLE: 1e-12}, 1e-100
 # Rows of a triangular factor that are multiplied at a time: 16 of 64 leave out 3/8 of the work, fewer gain no more.
 _STEP = 16
@@ -82,7 +82,7 @@ class Prepared:
             wide and without_copies,
             wide and not diagonal and not lean,
             dtype.type(_LOG_FLOOR[dtype]),
-            _LEAST_TIGHT if any(model.tight.any() for model in models) else LEAST[dtype],
+            np.concatenate([np.where(model.tight, _LEAST_TIGHT, LEAST[dtype]) for model in models]),
         )
         widest = int(np.diff(groups, prepend=0).max())
         return Prepared(

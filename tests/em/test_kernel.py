@@ -186,6 +186,26 @@ def test_what_holds_nothing_of_a_row_is_cut_off_below_what_counts(apart: float) 
     assert stats.moments == pytest.approx(soft_moments(x.T, resp, components), rel=1e-11, abs=1e-11 * n)
 
 
+def test_a_tight_component_leaves_the_sums_of_the_others_as_they_were() -> None:
+    """Of its own rows more may count, as all others are so far off; not of theirs, which would take twice the time."""
+    rng = np.random.default_rng(0)
+    d, k = 40, 8
+    means = 1.5 * rng.standard_normal((k, d))
+    x = np.repeat(means, 250, axis=0) + rng.standard_normal((250 * k, d))
+    units, frame, family = np.array([np.eye(d)] * k), Frame.identity(d), Gaussian(MODELS["full"])
+    without = family.components(GaussianParameters(np.full(k, 1 / k), means, units, units.copy()), frame)
+    tight = replace(
+        without,
+        constants=np.append(without.constants, -1e6),
+        means=np.vstack([means, 100 * np.ones(d)]),
+        factors=np.concatenate([units, 1e9 * units[:1]]),
+    )
+    assert tight.tight.tolist() == [False] * k + [True]
+    for dtype in (DOUBLE, SINGLE):
+        (expected,), (found,) = (statistics([(x, None)], [model], dtype) for model in (without, tight))
+        assert np.array_equal(found.moments[:k], expected.moments)
+
+
 @pytest.mark.parametrize("architecture", ["Haswell", "SkylakeX"])
 def test_models_that_share_a_pass_have_the_bits_they_have_alone(
     architecture: str, monkeypatch: pytest.MonkeyPatch
