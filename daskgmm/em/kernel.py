@@ -112,7 +112,7 @@ def accumulate(
     loose, diagonal = len(columns) < k, transposed.shape[1] < d
     # Where φ is 1 and the rows themselves, it need not be laid out features first.
     flat = len(products[0]) == 0 and len(columns) == 0 and len(turn) == 0
-    cuts = -np.log(least)
+    kept, cuts = (held, roots, many), -np.log(least)
     used = 0
     row = d * (4 if single else 8)  # bytes
     for start in range(0, len(x) // row, tile):
@@ -162,29 +162,13 @@ def accumulate(
                 transpose(z, rows)
                 turned = False
             if few:
-                hold(
-                    rows, log_joint, first, last, least, vectors, centres, held, roots, many, diagonal, product, moments
-                )
+                hold(rows, log_joint, first, last, least, vectors, centres, kept, diagonal, product, moments)
             else:
                 multiply(phi, log_joint, first, last, groups, narrow, rows_first, side, product, own, moments)
                 for c in range(first, last):
                     if own[c]:
                         holders(log_joint, c, c + 1, least, w, vectors)
-                        hold(
-                            rows,
-                            log_joint,
-                            c,
-                            c + 1,
-                            least,
-                            vectors,
-                            centres,
-                            held,
-                            roots,
-                            many,
-                            diagonal,
-                            product,
-                            moments,
-                        )
+                        hold(rows, log_joint, c, c + 1, least, vectors, centres, kept, diagonal, product, moments)
             first = last
         if len(scatter):
             pool(phi, d, pooled, w, scatter)

@@ -21,22 +21,22 @@ def holders(resp: Any, first: int, last: int, least: Any, weights: Any, vectors:
     Returns how many there are for all rows together; ``vectors`` takes the rows' counts, last holders and weights.
     """
     n = resp.shape[1]
-    counts, latest, total = vectors[0, :n], vectors[1, :n], vectors[2, :n]
+    counts, latest, weight = vectors[0, :n], vectors[1, :n], vectors[2, :n]
     counts[:] = 0
-    total[:] = 1
+    weight[:] = 1
     for r in range(len(weights)):
-        total[r] = weights[r]
+        weight[r] = weights[r]
     number = counts.dtype.type
     for c in range(first, last):
-        _mark(resp[c], total, number(least[c]), counts, latest, number(c))
+        _mark(resp[c], weight, number(least[c]), counts, latest, number(c))
     return counts.sum()
 
 
 @compiled
-def _mark(gammas: Any, total: Any, least: Any, counts: Any, latest: Any, c: Any) -> None:
+def _mark(gammas: Any, weight: Any, least: Any, counts: Any, latest: Any, c: Any) -> None:
     one, none = counts.dtype.type(1), counts.dtype.type(0)
     for r in range(len(gammas)):
-        held = gammas[r] > least * total[r]
+        held = gammas[r] > least * weight[r]
         counts[r] += one if held else none
         latest[r] = c if held else latest[r]
 
@@ -50,9 +50,7 @@ def hold(
     least: Any,  # (k,) γ that counts
     vectors: Any,  # what `holders` found for them
     centres: Any,  # (k, d)
-    held: Any,  # (k, most, d) the rows that each component holds
-    roots: Any,  # (k, most)
-    many: Any,  # (k,) how many those are
+    kept: tuple[Any, ...],  # (k, most, d) the rows that each component holds, (k, most) √γ, (k,) how many those are
     diagonal: bool,
     room: Any,
     moments: Any,  # (k, p)
@@ -62,13 +60,14 @@ def hold(
     Without views of arrays in the loop, which cost more than all else in it.
     """
     n, d = rows.shape
-    counts, latest, total = vectors[0, :n], vectors[1, :n], vectors[2, :n]
+    held, roots, many = kept
+    counts, latest, weight = vectors[0, :n], vectors[1, :n], vectors[2, :n]
     for r in range(n):
         if counts[r] == 0:
             continue
         stop = int(latest[r]) + 1
         for c in range(stop - 1 if counts[r] == 1 else first, stop):
-            if resp[c, r] > resp.dtype.type(least[c]) * total[r]:
+            if resp[c, r] > resp.dtype.type(least[c]) * weight[r]:
                 m, root = many[c], math.sqrt(resp[c, r])
                 roots[c, m] = root
                 for i in range(d):
