@@ -73,8 +73,8 @@ def accumulate(
     turn: Any,  # (d, d) the frame's whitening, transposed, in the precision of the tiles; or (0, 0): none
     products: Any,  # of φ: left (q,), right (q,)
     pooled: Any,  # the products that are summed over all components at once
-    theta: Any,  # (p, g) of each group of components, one after another, p > d, in that precision
-    groups: Any,  # where each group ends: some components of one model, which so gets the bits that it has alone
+    theta: Any,  # (p, width) of each group of components, one after another, p > d, in that precision
+    groups: tuple[Any, Any],  # where each ends: some components of one model, which so has its own bits; and widths
     ends: Any,  # (models,) where each model's components end
     direct: tuple[Any, ...],  # columns (m,), means, Fᵀ or diagonals, constants, step: see `distances`
     own: Any,  # (k,) whose moments are always summed over their own rows: those of the direct components
@@ -128,9 +128,9 @@ def accumulate(
         used += n
         if flat:
             log_joint = joint_buffer[: k * n].reshape(k, n)
-            joint_of_rows(rows, theta, groups, log_joint)
+            joint_of_rows(rows, theta, groups[0], log_joint)
             soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods, log_certainties)
-            multiply_rows(rows, log_joint, groups, product, moments)
+            multiply_rows(rows, log_joint, groups[0], product, moments)
             if len(scatter):
                 phi = phi_buffer[: p * n].reshape(p, n)
                 transpose(rows, phi[1 : d + 1])

@@ -39,16 +39,22 @@ def fill(phi: Any, d: int, products: Any) -> None:
 
 
 @compiled
-def joint(phi: Any, theta: Any, groups: Any, narrow: int, rows_first: bool, side: Any, log_joint: Any) -> None:
+def joint(
+    phi: Any, theta: Any, groups: tuple[Any, Any], narrow: int, rows_first: bool, side: Any, log_joint: Any
+) -> None:
     """θᵀ φ: (k, n); φ begins with a row of ones."""
     p, n = phi.shape
+    ends, widths = groups
     first: Any = np.intp(0)
-    for last in groups:
-        some = theta[p * first : p * last].reshape(p, last - first)
-        if last - first <= narrow:
+    start = 0
+    for i, last in enumerate(ends):
+        columns = widths[i]
+        some = theta[p * start : p * (start + columns)].reshape(p, columns)
+        start += columns
+        if columns <= narrow:
             _joint_by_pairs(phi, some, side[:n], log_joint[first:last])
         elif rows_first:
-            rows = side[: n * (last - first)].reshape(n, last - first)
+            rows = side[: n * columns].reshape(n, columns)
             np.dot(phi.T, some, rows)
             transpose(rows, log_joint[first:last])
         else:
@@ -57,11 +63,11 @@ def joint(phi: Any, theta: Any, groups: Any, narrow: int, rows_first: bool, side
 
 
 @compiled
-def joint_of_rows(rows: Any, theta: Any, groups: Any, log_joint: Any) -> None:
+def joint_of_rows(rows: Any, theta: Any, ends: Any, log_joint: Any) -> None:
     """The same, where φ is 1 and the rows (n, d)."""
     p = rows.shape[1] + 1
     first: Any = np.intp(0)
-    for last in groups:
+    for last in ends:
         some = theta[p * first : p * last].reshape(p, last - first)
         np.dot(some[1:].T, rows.T, log_joint[first:last])
         for c in range(last - first):
@@ -77,7 +83,7 @@ def multiply(
     resp: Any,
     first: int,
     last: int,
-    groups: Any,
+    groups: tuple[Any, Any],
     narrow: int,
     rows_first: bool,
     side: Any,
@@ -87,15 +93,16 @@ def multiply(
 ) -> None:
     """Add γ φᵀ (k, p) to moments of components from the first to the last, but of those that have their own sums."""
     p, n = phi.shape
-    for end in groups:
+    ends, widths = groups
+    for i, end in enumerate(ends):
         if end <= first or end > last:
             continue
-        g = end - first
-        product = room[: p * g].reshape(p, g)
-        if g <= narrow:
+        columns = widths[i]
+        product = room[: p * columns].reshape(p, columns)
+        if columns <= narrow:
             _multiply_by_pairs(phi, resp[first:end], product)
         elif rows_first:
-            rows = side[: n * g].reshape(n, g)
+            rows = side[: n * columns].reshape(n, columns)
             transpose(resp[first:end], rows)
             np.dot(phi, rows, product)
         else:
@@ -108,11 +115,11 @@ def multiply(
 
 
 @compiled
-def multiply_rows(rows: Any, resp: Any, groups: Any, room: Any, moments: Any) -> None:
+def multiply_rows(rows: Any, resp: Any, ends: Any, room: Any, moments: Any) -> None:
     """The same of all components, where φ is 1 and the rows (n, d)."""
     d = rows.shape[1]
     first: Any = np.intp(0)
-    for last in groups:
+    for last in ends:
         product = room[: (last - first) * d].reshape(last - first, d)
         np.dot(resp[first:last], rows, product)
         for c in range(first, last):

@@ -23,36 +23,46 @@ pytestmark = pytest.mark.usefixtures("one_thread")  # as passes call it
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     narrow=st.sampled_from([0, 8, 12]),
     rows_first=st.booleans(),
+    wider=st.integers(0, 5),
     dtype=st.sampled_from([np.float64, np.float32]),
 )
-def test_products_are_numpy_s(n: int, p: int, sizes: list[int], narrow: int, rows_first: bool, dtype: Any) -> None:
-    """By loops or by BLAS, either way round, for any split into groups: each row and component has its own value."""
+def test_products_are_numpy_s(
+    n: int, p: int, sizes: list[int], narrow: int, rows_first: bool, wider: int, dtype: Any
+) -> None:
+    """By loops or by BLAS, either way round, for any split into groups, multiplied as any number of columns.
+
+    Each row and component has its own value.
+    """
     rng = np.random.default_rng(n + p)
     ends, k, tolerance = np.cumsum(sizes), sum(sizes), 100 * np.finfo(dtype).eps
     phi, theta = rng.standard_normal((p, n)).astype(dtype), rng.standard_normal((k, p)).astype(dtype)
     phi[0] = 1
-    laid_out = np.concatenate([part.T.ravel() for part in np.split(theta, ends[:-1])])
-    side, room = np.full(n * max(sizes), np.nan, dtype), np.full(p * max(sizes), np.nan, dtype)
+    groups = ends, np.array(sizes) + (wider if rows_first and not narrow else 0)
+    laid_out, widest = prepared._laid_out(theta, *groups), max(groups[1])
+    side, room = np.full(n * widest, np.nan, dtype), np.full(p * widest, np.nan, dtype)
 
     found = np.full((k, n), np.nan, dtype)
-    joint(phi, laid_out, ends, narrow, rows_first, side, found)
+    joint(phi, laid_out, groups, narrow, rows_first, side, found)
     scale = np.abs(theta).astype(np.float64) @ np.abs(phi)
     assert (np.abs(found - theta.astype(np.float64) @ phi) <= tolerance * scale).all()
 
     own, moments = rng.random(k) < 0.3, np.ones((k, p))
     for first, last in pairwise([0, *ends]):
-        multiply(phi, found, first, last, ends, narrow, rows_first, side, room, own, moments)
+        multiply(phi, found, first, last, groups, narrow, rows_first, side, room, own, moments)
     exact = np.where(own[:, None], 0, found.astype(np.float64) @ phi.T.astype(np.float64))
     scale = np.abs(found).astype(np.float64) @ np.abs(phi.T)
     assert (np.abs(moments - 1 - exact) <= tolerance * (scale + 1)).all()
 
 
-@given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20), most=st.sampled_from([16, 128]))
-def test_groups_are_of_one_model_and_not_too_large(sizes: list[int], most: int) -> None:
-    ends = np.cumsum(sizes)
-    groups = prepared._groups(ends, most)
+@given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20), rows_first=st.booleans())
+def test_groups_are_of_one_model_and_not_too_large(sizes: list[int], rows_first: bool) -> None:
+    ends, most = np.cumsum(sizes), 16 if rows_first else 128
+    groups, widths = prepared._groups(ends, rows_first)
     counts = np.diff(groups, prepend=0)
     assert np.isin(ends, groups).all()
     assert groups[-1] == ends[-1]
     assert (counts > 0).all()
     assert counts.max() < most + most // 4
+    wider = widths - counts
+    assert (wider >= 0).all()
+    assert wider.max() <= (5 if rows_first else 0)
