@@ -23,13 +23,13 @@ import zarr
 
 from daskgmm.blas import single_blas
 from daskgmm.cluster import workers
-from daskgmm.data.blocks import Samples, joined, of_numpy
+from daskgmm.data.blocks import Block, Samples, joined, of_numpy
 from daskgmm.data.open import open_samples
 from daskgmm.families.bernoulli import Bernoulli
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.families.product import ProductParameters
-from daskgmm.passes import EMPass
+from daskgmm.passes import EMPass, total
 
 SHARD = 125_000  # rows; an eighth of them a chunk
 MEMORY = "1GiB"  # of a worker
@@ -221,18 +221,32 @@ def on_workers(path: Path, start: GaussianParameters, n_workers: int) -> float:
         return our_pass(joined(open_samples(path)), start)()
 
 
-def scaled(path: Path, sizes: list[int], d: int, k: int, rounds: int) -> Iterator[tuple[float, str]]:
-    """Of stores of so many rows: seconds of a pass on two workers, and resident memory around the passes."""
+def scaled(path: Path, sizes: list[int], d: int, k: int, rounds: int) -> Iterator[tuple[float, float, str]]:
+    """Of stores of so many rows: seconds of a pass on two workers, those of one whose tasks do nothing, and resident
+    memory around the passes."""
     with workers(None, 2, MEMORY) as client:
         processes = {"driver": os.getpid(), "scheduler": client.run_on_scheduler(os.getpid)}
         for n in sizes:
             start = write_store(path, n, d, k)
-            passes = our_pass(joined(open_samples(path)), start, calls=rounds)
+            samples = joined(open_samples(path))
+            passes = our_pass(samples, start, calls=rounds)
             before = resident(processes)
             taken = passes()
             after = resident(processes)
+            idle = median(idle_pass(samples) for _ in range(rounds))
             shutil.rmtree(path)
-            yield taken, ", ".join(f"{name} {before[name]:.0f} → {after[name]:.0f} MiB" for name in processes)
+            yield taken, idle, ", ".join(f"{name} {before[name]:.0f} → {after[name]:.0f} MiB" for name in processes)
+
+
+def idle_pass(samples: Samples) -> float:
+    """Seconds of a pass whose tasks do nothing, not even read: what Dask takes for them."""
+
+    def nothing(block: Block, pieces: Iterator[Any]) -> tuple[float]:  # in here, so that workers need not import it
+        return (0.0,)
+
+    begin = time.perf_counter()
+    total(samples, nothing)
+    return time.perf_counter() - begin
 
 
 def resident(processes: dict[str, int]) -> dict[str, float]:

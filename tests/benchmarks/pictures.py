@@ -60,7 +60,7 @@ def draw_growth(share: float) -> Figure:
     figure, (axes,) = _figure(7.5, 4.5, 1, "Cost as rows grow: 8 features, 8 components, Zarr, 2 workers")
     sizes = [_rows(n, share) for n in _SIZES]
     with tempfile.TemporaryDirectory() as folder:
-        times = [taken for taken, _ in peers.scaled(Path(folder) / "data.zarr", sizes, 8, 8, 3)]
+        times = [taken for taken, _, _ in peers.scaled(Path(folder) / "data.zarr", sizes, 8, 8, 3)]
     axes.loglog(sizes, times, marker="o", color=_COLOURS["daskgmm"], label="a pass")
     axes.loglog(sizes, times[-1] * np.array(sizes) / sizes[-1], color=_FAINT, linestyle=":", label="in proportion")
     _label(axes, "rows", "seconds", sizes)
