@@ -160,5 +160,8 @@ def _groups(ends: npt.NDArray[np.intp], rows_first: bool) -> tuple[npt.NDArray[n
 
 def _laid_out(theta: Array, ends: npt.NDArray[np.intp], widths: npt.NDArray[np.intp]) -> Array:
     """θ (k, p) as (p, width) of each group, one after another; what is not a component's is zero."""
-    parts = zip(np.split(theta, ends[:-1]), widths, strict=True)
-    return np.concatenate([np.pad(part.T, ((0, 0), (0, width - len(part)))).ravel() for part, width in parts])
+    parts = np.split(theta, ends[:-1])
+    columns = [np.zeros((theta.shape[1], width), theta.dtype) for width in widths]
+    for part, wide in zip(parts, columns, strict=True):
+        wide[:, : len(part)] = part.T
+    return np.concatenate([wide.ravel() for wide in columns])
