@@ -66,7 +66,9 @@ class Prepared:
         wide = p >= _WIDE
         without_copies = bool(architectures() & _WITHOUT_COPIES)
         rows_first = wide and without_copies
-        groups = _groups(ends, rows_first)
+        # Where φ is the rows themselves, they are multiplied as they are.
+        most, wider = (_GROUP, _WIDER if p > 1 + d else ()) if rows_first else (_LARGE_GROUP, ())
+        groups = _groups(ends, most, wider)
         tile = tile_rows(d if len(columns) == k else p)
         turn = np.empty((0, 0)) if frame.directions is None else frame.whitening.T
         arguments = (
@@ -142,18 +144,19 @@ def tile_rows(p: int) -> int:
     return rows - 8 * (rows & (rows - 1) == 0)
 
 
-def _groups(ends: npt.NDArray[np.intp], rows_first: bool) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _groups(
+    ends: npt.NDArray[np.intp], most: int, wider: Sequence[tuple[int, int]]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Where groups of components end that φ is multiplied with at a time, and the columns that they are multiplied as.
 
     They are of one model, which so has its own bits.
     """
-    most = _GROUP if rows_first else _LARGE_GROUP
     found: list[int] = []
     for start, end in zip([0, *ends], ends, strict=False):
         # A group of less than a quarter is better done with the one before it.
         found += [*range(start + most, end - most // 4 + 1, most), end]
     widths = np.diff(found, prepend=0)
-    for step, short in _WIDER if rows_first else ():
+    for step, short in wider:
         widths += np.where(-widths % step <= short, -widths % step, 0)
     return np.array(found), widths
 

@@ -64,7 +64,7 @@ def joint(
 
 @compiled
 def joint_of_rows(rows: Any, theta: Any, ends: Any, log_joint: Any) -> None:
-    """The same, where φ is 1 and the rows (n, d)."""
+    """The same, where φ is 1 and the rows (n, d), and groups are as wide as they are large."""
     p = rows.shape[1] + 1
     first: Any = np.intp(0)
     for last in ends:

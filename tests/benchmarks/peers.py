@@ -222,8 +222,7 @@ def on_workers(path: Path, start: GaussianParameters, n_workers: int) -> float:
 
 
 def scaled(path: Path, sizes: list[int], d: int, k: int, rounds: int) -> Iterator[tuple[float, float, str]]:
-    """Of stores of so many rows: seconds of a pass on two workers, those of one whose tasks do nothing, and resident
-    memory around the passes."""
+    """Of stores of so many rows: seconds of a pass on two workers and of an idle one, resident memory around passes."""
     with workers(None, 2, MEMORY) as client:
         processes = {"driver": os.getpid(), "scheduler": client.run_on_scheduler(os.getpid)}
         for n in sizes:

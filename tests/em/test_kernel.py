@@ -222,6 +222,22 @@ def test_models_that_share_a_pass_have_the_bits_they_have_alone(
         assert np.array_equal(found.moments, alone.moments)
 
 
+@pytest.mark.parametrize(("name", "d"), [("full", 16), ("diag", 60), ("tied", 120), ("EII", 120)])
+@pytest.mark.parametrize("k", [3, 7, 13])
+def test_statistics_do_not_depend_on_what_blas_is_fastest_at(
+    name: str, d: int, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where φ is wide, and so few components are multiplied as more."""
+    x, _, model = _mixture(MODELS[name], d, k)
+    found = []
+    for architecture in ("Haswell", "SkylakeX"):
+        monkeypatch.setattr("daskgmm.em.prepared.architectures", lambda this=architecture: {this})
+        found += statistics([(x, None)], [model])
+    one, other = found
+    assert other.log_likelihood == pytest.approx(one.log_likelihood, rel=1e-12)
+    assert np.allclose(other.moments, one.moments, rtol=1e-9, atol=1e-9 * np.abs(one.moments).max())
+
+
 @every_model
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_rows_that_are_read_only_have_the_same_bits(model: CovarianceModel, dtype: Any) -> None:

@@ -54,15 +54,18 @@ def test_products_are_numpy_s(
     assert (np.abs(moments - 1 - exact) <= tolerance * (scale + 1)).all()
 
 
-@given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20), rows_first=st.booleans())
-def test_groups_are_of_one_model_and_not_too_large(sizes: list[int], rows_first: bool) -> None:
-    ends, most = np.cumsum(sizes), 16 if rows_first else 128
-    groups, widths = prepared._groups(ends, rows_first)
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20),
+    most=st.sampled_from([16, 128]),
+    wider=st.sampled_from([(), prepared._WIDER]),
+)
+def test_groups_are_of_one_model_and_not_too_large(sizes: list[int], most: int, wider: Any) -> None:
+    ends = np.cumsum(sizes)
+    groups, widths = prepared._groups(ends, most, wider)
     counts = np.diff(groups, prepend=0)
     assert np.isin(ends, groups).all()
     assert groups[-1] == ends[-1]
     assert (counts > 0).all()
     assert counts.max() < most + most // 4
-    wider = widths - counts
-    assert (wider >= 0).all()
-    assert wider.max() <= (5 if rows_first else 0)
+    assert (widths >= counts).all()
+    assert (widths - counts).max() <= max((short for _, short in wider), default=0)
