@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.em import kernel
+from daskgmm.em.kernel import normalize
 from daskgmm.em.prepared import DOUBLE, LARGEST_TILE, LEAST, SINGLE, Precision, Prepared, direct, prepare, tile_rows
-from daskgmm.em.softmax import normalize
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.coding import PLAIN, Coding

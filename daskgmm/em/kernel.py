@@ -1,11 +1,12 @@
-"""The compiled loops over rows: tiles of them to responsibilities, and those to moments.
+"""The E-step over rows: responsibilities, and the sums of sufficient statistics under them, as compiled loops.
 
+`expected_sums` is the whole of it in plain NumPy; all else here computes the same for tiles of rows, faster.
 A tile is small enough that φ stays in cache, and has its features first, so that each of φ's rows is one contiguous
 vector operation; so have responsibilities their components. All of it runs without Python's lock, so that one thread
 can read while another computes.
 
-Numba knows what it cached by the file that a function stands in, not by those that it calls: whoever changes `softmax`,
-`products`, `moments` or `distances` deletes the cache, ``rm daskgmm/em/__pycache__/*.nb?``.
+All compiled functions stand in this file: Numba notices that a cached function is out of date by the file in which it
+stands, not by the files of the functions that it calls.
 """
 
 from __future__ import annotations
@@ -15,11 +16,679 @@ import threading
 from typing import Any
 
 import numpy as np
+from numba import njit, types
+from numba.extending import overload
+from numpy.polynomial import chebyshev
 
-from daskgmm.em.distances import distances
-from daskgmm.em.moments import hold, holders, pool, release
-from daskgmm.em.products import fill, joint, joint_of_rows, multiply, multiply_rows, transpose
-from daskgmm.em.softmax import compiled, soften
+
+def expected_sums(phi: Any, theta: Any, weights: Any) -> tuple[float, Any]:
+    """Compute the E-step of n rows in plain NumPy: log-likelihood Σ w log p(x), and moments Σ w γ φ(x).
+
+    Parameters
+    ----------
+    phi : ndarray of shape (p, n)
+        Sufficient statistics φ(x) of each row, of which the first is 1.
+    theta : ndarray of shape (k, p)
+        Natural parameters: log weight + log p(x | k) = θ_k · φ(x).
+    weights : ndarray of shape (n,)
+
+    Returns
+    -------
+    log_likelihood : float
+    moments : ndarray of shape (k, p)
+    """
+    log_joint = theta @ phi
+    log_density = np.logaddexp.reduce(log_joint, axis=0)
+    resp = np.exp(log_joint - log_density) * weights
+    return float(weights @ log_density), resp @ phi.T
+
+
+# -----------------------------------------------------------------------------
+# Softmax
+# -----------------------------------------------------------------------------
+#
+# Log joint densities of rows and components to responsibilities. More than half of the time is the exponential
+# function, which compilers vectorize only where it is written out.
+
+# Sums may be taken in any order, but NaN and infinity keep their meaning.
+compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+# For what picks one of several values: by vectors only where NaN need not win, which stays among the values.
+careless = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "nnan"})
+
+_ROWS = 256  # that are worked on at a time, to stay in the first-level cache
+
+
+def _series(degree: int) -> tuple[float, ...]:
+    """The polynomial through exp at the Chebyshev points of ±½ log 2, highest power first.
+
+    By degree 10 it is exact to rounding, for which the Taylor series needs 13; by degree 5 in single precision.
+    """
+    half = math.log(2) / 2
+
+    def scaled(x: Any) -> Any:
+        return np.exp(half * x)
+
+    found = chebyshev.cheb2poly(chebyshev.chebinterpolate(scaled, degree))
+    return tuple(float(c) for c in (found / half ** np.arange(degree + 1))[::-1])
+
+
+_SERIES, _SERIES_32 = _series(10), tuple(np.float32(c) for c in _series(5))
+_LOG2E, _LOG2E_32 = 1 / math.log(2), np.float32(1 / math.log(2))
+# log 2 as a sum: an integer times the first is exact (Cody & Waite 1980, Software Manual for the Elementary Functions).
+_LOG2, _LOG2_REST = 0.693147180369123816490, 1.90821492927058770002e-10
+_LOG2_32, _LOG2_REST_32 = np.float32(0.693359375), np.float32(-2.12194440e-4)
+# Added to an integer, these leave it in the last bits, as an exponent: not all processors convert integers by vectors.
+_EXPONENT, _EXPONENT_32 = 2.0**52 + 1023, np.float32(2**23 + 127)
+
+
+def _exp64(x: Any) -> Any:
+    n = np.floor(x * _LOG2E + 0.5)
+    r = x - n * _LOG2 - n * _LOG2_REST
+    y = _SERIES[0]
+    for c in _SERIES[1:]:
+        y = y * r + c
+    return y * np.int64(np.float64(n + _EXPONENT).view(np.int64) << 52).view(np.float64)
+
+
+def _exp32(x: Any) -> Any:
+    n = np.floor(x * _LOG2E_32 + np.float32(0.5))
+    r = x - n * _LOG2_32 - n * _LOG2_REST_32
+    y = _SERIES_32[0]
+    for c in _SERIES_32[1:]:
+        y = y * r + c
+    return y * np.int32(np.float32(n + _EXPONENT_32).view(np.int32) << np.int32(23)).view(np.float32)
+
+
+def exp(x: Any) -> Any:
+    """e to the x, for x from about −700 (−80 in single precision) to 0: unlike the library's, it is vectorized."""
+    return math.exp(x)
+
+
+@overload(exp, inline="always")
+def _exp(x: Any) -> Any:
+    return _exp32 if x == types.float32 else _exp64
+
+
+@compiled
+def soften(
+    log_joint: Any,  # (k, n)
+    ends: Any,  # (models,) where each model's components end
+    weights: Any,  # (n,), or empty: all 1
+    floor: Any,  # of log γ
+    tops: Any,  # (n,) room to work in
+    totals: Any,  # (n,) the same
+    log_likelihoods: Any,  # (models,) to add to
+    log_certainties: Any,  # (models,) to add the logarithms of the largest responsibilities to
+) -> None:
+    """Turn log_joint into weighted responsibilities, in place.
+
+    Where the largest of a column is taken as 1, all add up to its total: so that one's share is 1 / total.
+    """
+    n = log_joint.shape[1]
+    for start in range(0, n, _ROWS):
+        stop = min(start + _ROWS, n)
+        top, total = tops[start:stop], totals[start:stop]
+        first: Any = np.intp(0)
+        for m in range(len(ends)):
+            _exponentials(log_joint, first, ends[m], start, floor, top, total)
+            if len(weights):
+                for r in range(stop - start):
+                    weight = weights[start + r]
+                    log_total = math.log(total[r])
+                    log_likelihoods[m] += weight * (top[r] + log_total)
+                    log_certainties[m] -= weight * log_total
+                    total[r] = weight / total[r]
+            else:
+                log_totals = _sum_of_logs(total)
+                log_likelihoods[m] += top.sum() + log_totals
+                log_certainties[m] -= log_totals
+                _invert(total)
+            for j in range(first, ends[m]):
+                _scale(log_joint[j, start:stop], total)
+            first = ends[m]
+
+
+@compiled
+def normalize(log_joint: Any, log_densities: Any) -> None:
+    """Turn log_joint (k, n) into responsibilities, in place, and fill in the log densities (n,)."""
+    totals = np.empty(log_joint.shape[1])
+    _exponentials(log_joint, 0, len(log_joint), 0, -300.0, log_densities, totals)
+    for r in range(len(totals)):
+        log_densities[r] += math.log(totals[r])
+    _invert(totals)
+    for j in range(len(log_joint)):
+        _scale(log_joint[j], totals)
+
+
+@compiled
+def _exponentials(log_joint: Any, first: int, last: int, start: int, floor: Any, tops: Any, totals: Any) -> None:
+    """Exponentials less the largest value of each column, in place; those values and the sums of the exponentials.
+
+    Of log_joint (k, n), the rows first to last, and as many columns from start on as there are ``tops``.
+    """
+    stop = start + len(tops)
+    tops[:] = -np.inf
+    for j in range(first, last):  # rows one by one: Numba then knows that they are contiguous
+        _raise_to(tops, log_joint[j, start:stop])
+    totals[:] = 0
+    for j in range(first, last):
+        _exponential(log_joint[j, start:stop], tops, floor, totals)
+
+
+@compiled
+def _exponential(values: Any, tops: Any, floor: Any, totals: Any) -> None:
+    for r in range(len(values)):
+        values[r] = exp(max(values[r] - tops[r], floor))
+    for r in range(len(values)):
+        totals[r] += values[r]
+
+
+@compiled
+def _sum_of_logs(values: Any) -> float:
+    """As the log of products, which costs less; of 32 values below 2^32, they cannot overflow."""
+    found = 0.0
+    for start in range(0, len(values), 32):
+        product = 1.0
+        for r in range(start, min(start + 32, len(values))):
+            product *= values[r]
+        found += math.log(product)
+    return found
+
+
+@compiled
+def _invert(values: Any) -> None:
+    one = values.dtype.type(1)
+    for r in range(len(values)):
+        values[r] = one / values[r]
+
+
+@compiled
+def _scale(values: Any, factors: Any) -> None:
+    for r in range(len(values)):
+        values[r] *= factors[r]
+
+
+@careless
+def _raise_to(values: Any, others: Any) -> None:
+    """The larger of each two."""
+    for r in range(len(values)):
+        values[r] = max(values[r], others[r])
+
+
+# -----------------------------------------------------------------------------
+# Products with φ
+# -----------------------------------------------------------------------------
+#
+# Of θ, to log joint densities, and of responsibilities, to moments.
+#
+# Where BLAS has kernels for small matrices, it multiplies a wide φ faster the other way round, some components at a
+# time (measured with 16 features: 61 + 6 ns a row to transpose, against 95, of 16 components; 4 times that against
+# 345 of 64). Elsewhere it copies φ first, and loops over pairs of components are faster where those are few (measured
+# with 4 features and 8 components: 12 + 11 against 17 + 19 ns a row, and 9 + 7 against 24 + 20 in single precision).
+
+
+@compiled
+def transpose(values: Any, out: Any) -> None:
+    """The inner loop runs along the short side, so that a cache line is used up while it is there: twice as fast."""
+    if len(values) > len(out):
+        for j in range(len(values)):
+            for i in range(len(out)):
+                out[i, j] = values[j, i]
+    else:
+        for i in range(len(out)):
+            for j in range(len(values)):
+                out[i, j] = values[j, i]
+
+
+@compiled
+def fill(phi: Any, d: int, products: Any) -> None:
+    """Fill in the products of φ, whose first rows are 1 and z."""
+    left, right = products
+    for q in range(len(left)):
+        a, b, out = phi[1 + left[q]], phi[1 + right[q]], phi[1 + d + q]
+        for r in range(phi.shape[1]):
+            out[r] = a[r] * b[r]
+
+
+@compiled
+def joint(
+    phi: Any, theta: Any, groups: tuple[Any, Any], narrow: int, rows_first: bool, side: Any, log_joint: Any
+) -> None:
+    """θᵀ φ: (k, n); φ begins with a row of ones."""
+    p, n = phi.shape
+    ends, widths = groups
+    first: Any = np.intp(0)
+    start = 0
+    for i, last in enumerate(ends):
+        columns = widths[i]
+        some = theta[p * start : p * (start + columns)].reshape(p, columns)
+        start += columns
+        if columns <= narrow:
+            _joint_by_pairs(phi, some, side[:n], log_joint[first:last])
+        elif rows_first:
+            rows = side[: n * columns].reshape(n, columns)
+            np.dot(phi.T, some, rows)
+            transpose(rows, log_joint[first:last])
+        else:
+            np.dot(some.T, phi, log_joint[first:last])
+        first = last
+
+
+@compiled
+def joint_of_rows(rows: Any, theta: Any, ends: Any, log_joint: Any) -> None:
+    """The same, where φ is 1 and the rows (n, d), and groups are as wide as they are large."""
+    p = rows.shape[1] + 1
+    first: Any = np.intp(0)
+    for last in ends:
+        some = theta[p * first : p * last].reshape(p, last - first)
+        np.dot(some[1:].T, rows.T, log_joint[first:last])
+        for c in range(last - first):
+            joint, constant = log_joint[first + c], some[0, c]
+            for r in range(len(joint)):
+                joint[r] += constant
+        first = last
+
+
+@compiled
+def multiply(
+    phi: Any,
+    resp: Any,
+    first: int,
+    last: int,
+    groups: tuple[Any, Any],
+    narrow: int,
+    rows_first: bool,
+    side: Any,
+    room: Any,
+    own: Any,
+    moments: Any,
+) -> None:
+    """Add γ φᵀ (k, p) to moments of components from the first to the last, but of those that have their own sums."""
+    p, n = phi.shape
+    ends, widths = groups
+    for i, end in enumerate(ends):
+        if end <= first or end > last:
+            continue
+        columns = widths[i]
+        product = room[: p * columns].reshape(p, columns)
+        if columns <= narrow:
+            _multiply_by_pairs(phi, resp[first:end], product)
+        elif rows_first:
+            rows = side[: n * columns].reshape(n, columns)
+            transpose(resp[first:end], rows)
+            np.dot(phi, rows, product)
+        else:
+            np.dot(phi, resp[first:end].T, product)
+        for c in range(first, end):
+            if not own[c]:
+                for q in range(p):
+                    moments[c, q] += product[q, c - first]
+        first = end
+
+
+@compiled
+def multiply_rows(rows: Any, resp: Any, ends: Any, room: Any, moments: Any) -> None:
+    """The same of all components, where φ is 1 and the rows (n, d)."""
+    d = rows.shape[1]
+    first: Any = np.intp(0)
+    for last in ends:
+        product = room[: (last - first) * d].reshape(last - first, d)
+        np.dot(resp[first:last], rows, product)
+        for c in range(first, last):
+            moments[c, 0] += resp[c].sum()
+            for i in range(d):
+                moments[c, 1 + i] += product[c - first, i]
+        first = last
+
+
+@compiled
+def _joint_by_pairs(phi: Any, theta: Any, spare: Any, log_joint: Any) -> None:
+    """θᵀ φ of few components, two at a time; the last of an odd number has a spare one beside it."""
+    p, g = theta.shape
+    for c in range(g):
+        log_joint[c] = theta[0, c]
+    rest = 1 + (p - 1) // 4 * 4
+    for q in range(1, rest, 4):
+        four = phi[q], phi[q + 1], phi[q + 2], phi[q + 3]
+        for c in range(0, g, 2):
+            other = min(c + 1, g - 1)
+            one = theta[q, c], theta[q + 1, c], theta[q + 2, c], theta[q + 3, c]
+            two = theta[q, other], theta[q + 1, other], theta[q + 2, other], theta[q + 3, other]
+            _add_four(four, one, two, log_joint[c], log_joint[other] if other > c else spare)
+    for q in range(rest, p):
+        for c in range(g):
+            _add_one(phi[q], theta[q, c], log_joint[c])
+
+
+@compiled
+def _add_four(rows: Any, one: Any, two: Any, out: Any, other: Any) -> None:
+    a, b, c, d = rows
+    for r in range(len(out)):
+        out[r] += one[0] * a[r] + one[1] * b[r] + one[2] * c[r] + one[3] * d[r]
+        other[r] += two[0] * a[r] + two[1] * b[r] + two[2] * c[r] + two[3] * d[r]
+
+
+@compiled
+def _add_one(row: Any, factor: Any, out: Any) -> None:
+    for r in range(len(out)):
+        out[r] += factor * row[r]
+
+
+@compiled
+def _multiply_by_pairs(phi: Any, resp: Any, product: Any) -> None:
+    """φ γᵀ (p, g) of few components, two at a time."""
+    p, g = product.shape
+    rest = p // 4 * 4
+    for q in range(0, rest, 4):
+        four = phi[q], phi[q + 1], phi[q + 2], phi[q + 3]
+        for c in range(0, g, 2):
+            other = min(c + 1, g - 1)
+            sums = _sum_four(four, resp[c], resp[other])
+            for i in range(4):
+                product[q + i, c] = sums[i]
+                product[q + i, other] = sums[4 + i]
+    for q in range(rest, p):
+        for c in range(g):
+            product[q, c] = np.dot(phi[q], resp[c])
+
+
+@compiled
+def _sum_four(rows: Any, one: Any, two: Any) -> Any:
+    a, b, c, d = rows
+    zero = one.dtype.type(0)
+    a1, b1, c1, d1, a2, b2, c2, d2 = zero, zero, zero, zero, zero, zero, zero, zero
+    for r in range(len(one)):
+        a1 += a[r] * one[r]
+        b1 += b[r] * one[r]
+        c1 += c[r] * one[r]
+        d1 += d[r] * one[r]
+        a2 += a[r] * two[r]
+        b2 += b[r] * two[r]
+        c2 += c[r] * two[r]
+        d2 += d[r] * two[r]
+    return a1, b1, c1, d1, a2, b2, c2, d2
+
+
+# -----------------------------------------------------------------------------
+# Distances
+# -----------------------------------------------------------------------------
+#
+# Log joint densities by ‖Fᵀ(z − mean)‖² of each component.
+#
+# With a triangular F, the first features alone give part of that sum, and so a bound. Where groups are apart, most
+# components are so much less likely than another for a row that they hold nothing of it: how much less need not be
+# known.
+
+# Of all pairs of rows and components, how many may be left to be looked at one by one: that takes twice the time
+# (measured: 64 features, 95 to 110 against 52 ns in single precision), and some pairs are looked at for nothing.
+_FEW = 0.25
+
+
+@compiled
+def distances(
+    z: Any,  # (d, n)
+    rows: Any,  # the same (n, d)
+    direct: tuple[Any, ...],  # columns (m,) of log_joint, means, Fᵀ (m, d, d) or diagonals (m, 1, d), constants, step
+    ends: Any,  # where each model's components end, if all of them are direct
+    cuts: Any,  # (k,) so many nats below another of its model, a component holds nothing
+    room: Any,  # (2, d · n) and more, to work in
+    vectors: Any,  # (2, n) and more
+    places: Any,  # (n,) and more
+    log_joint: Any,  # (k, n)
+) -> None:
+    """log weight + log p(z | k) of some columns; of those below the cut, what is not above it either."""
+    d, n = z.shape
+    columns, means, transposed, _, step = direct
+    bounded = step < d and cuts[0] < np.inf and len(columns) == len(log_joint)
+    first: Any = np.intp(0)  # an integer that Numba does not take for a type of its own, and compile for once more
+    _add(z, first, len(columns), first, step if bounded else d, direct, room, vectors, log_joint)
+    if not bounded:
+        return
+    for last in ends:
+        _likeliest(log_joint, first, last, vectors)
+        if _near(log_joint, first, last, cuts, (d - step) / 2, vectors) > _FEW * n * (last - first):
+            _add(z, first, last, step, d, direct, room, vectors, log_joint)
+        else:
+            for others in (False, True):
+                for c in range(first, last):
+                    _complete(rows, c, others, cuts[c], means, transposed, step, room, vectors, places, log_joint)
+        first = last
+
+
+@compiled
+def _add(
+    z: Any,
+    first: int,
+    last: int,
+    start: int,
+    stop: int,
+    direct: tuple[Any, ...],
+    room: Any,
+    vectors: Any,
+    log_joint: Any,
+) -> None:
+    """What rows start to stop of Fᵀ(z − mean) add, of some of the direct components; first of all, their constants."""
+    d, n = z.shape
+    columns, means, transposed, constants, step = direct
+    deviation, y = room[0, : d * n].reshape(d, n), room[1, : d * n].reshape(d, n)
+    total = vectors[0, :n]
+    half = z.dtype.type(0.5)
+    for c in range(first, last):
+        for i in range(stop):
+            for r in range(n):
+                deviation[i, r] = z[i, r] - means[c, i]
+        if transposed.shape[1] < d:
+            for i in range(start, stop):
+                for r in range(n):
+                    y[i, r] = transposed[c, 0, i] * deviation[i, r]
+        else:
+            for i in range(start, stop, step):
+                end = min(i + step, d)
+                np.dot(np.ascontiguousarray(transposed[c, i:end, :end]), deviation[:end], y[i:end])
+        total[:] = 0
+        for i in range(start, stop):
+            for r in range(n):
+                total[r] += y[i, r] * y[i, r]
+        if start == 0:
+            log_joint[columns[c]] = constants[c]
+        for r in range(n):
+            log_joint[columns[c], r] -= half * total[r]
+
+
+@compiled
+def _likeliest(log_joint: Any, first: int, last: int, vectors: Any) -> None:
+    """The largest value of each column among some components, and which of them has it."""
+    n = log_joint.shape[1]
+    largest, which = vectors[0, :n], vectors[1, :n]
+    for r in range(n):
+        largest[r] = log_joint[first, r]
+        which[r] = first
+    for c in range(first + 1, last):
+        _note(log_joint[c], which.dtype.type(c), largest, which)
+
+
+@compiled
+def _note(values: Any, c: Any, largest: Any, which: Any) -> None:
+    for r in range(len(values)):
+        larger = values[r] > largest[r]
+        largest[r] = values[r] if larger else largest[r]
+        which[r] = c if larger else which[r]
+
+
+@compiled
+def _near(log_joint: Any, first: int, last: int, cuts: Any, more: float, vectors: Any) -> int:
+    """How many values of some components are no farther from the largest than their cut and so much more."""
+    n = log_joint.shape[1]
+    largest, found = vectors[0, :n], 0
+    for c in range(first, last):
+        near = vectors.dtype.type(cuts[c] + more)
+        for r in range(n):
+            found += log_joint[c, r] > largest[r] - near
+    return found
+
+
+@compiled
+def _complete(
+    rows: Any,
+    c: int,
+    others: bool,
+    cut: float,
+    means: Any,
+    transposed: Any,
+    step: int,
+    room: Any,
+    vectors: Any,
+    places: Any,
+    log_joint: Any,
+) -> None:
+    """Add what is left, for the rows whose likeliest component this seemed to be, or for others that it may yet hold.
+
+    ``vectors`` takes what the former reach; for the latter it has that, which they must not be below by the cut, and
+    which they are.
+    """
+    n, d = rows.shape
+    values, reached, which = log_joint[c], vectors[0, :n], vectors[1, :n]
+    m, below = 0, vectors.dtype.type(cut)
+    for r in range(n):
+        places[m] = r
+        if others:
+            m += which[r] != c and values[r] > reached[r] - below
+        else:
+            m += which[r] == c
+    deviation, y = room[0, : m * d].reshape(m, d), room[1, : m * (d - step)].reshape(m, d - step)
+    for j in range(m):
+        place = places[j]  # outside of the loop, which is done by vectors then
+        for i in range(d):
+            deviation[j, i] = rows[place, i] - means[c, i]
+    np.dot(deviation, transposed[c, step:].T, y)
+    half = y.dtype.type(0.5)
+    for j in range(m):
+        total = y.dtype.type(0)
+        for i in range(d - step):
+            total += y[j, i] * y[j, i]
+        values[places[j]] -= half * total
+        if not others:
+            reached[places[j]] = values[places[j]]
+
+
+# -----------------------------------------------------------------------------
+# Moments over the rows that a component holds
+# -----------------------------------------------------------------------------
+#
+# Where most rows belong to few components, the rows of each are gathered, and multiplied many at a time (measured with
+# 16 features and 16 components, one a row: 32 ns a row, against 68 for the product of all with φ).
+
+
+@compiled
+def holders(resp: Any, first: int, last: int, least: Any, weights: Any, vectors: Any) -> float:
+    """How many of the components from first to last hold each row, as their γ counts, and which does so last.
+
+    Returns how many there are for all rows together; ``vectors`` takes the rows' counts, last holders and weights.
+    """
+    n = resp.shape[1]
+    counts, latest, weight = vectors[0, :n], vectors[1, :n], vectors[2, :n]
+    counts[:] = 0
+    weight[:] = 1
+    for r in range(len(weights)):
+        weight[r] = weights[r]
+    number = counts.dtype.type
+    for c in range(first, last):
+        _mark(resp[c], weight, number(least[c]), counts, latest, number(c))
+    return counts.sum()
+
+
+@compiled
+def _mark(gammas: Any, weight: Any, least: Any, counts: Any, latest: Any, c: Any) -> None:
+    one, none = counts.dtype.type(1), counts.dtype.type(0)
+    for r in range(len(gammas)):
+        held = gammas[r] > least * weight[r]
+        counts[r] += one if held else none
+        latest[r] = c if held else latest[r]
+
+
+@compiled
+def hold(
+    rows: Any,  # z (n, d)
+    resp: Any,  # (k, n)
+    first: int,  # of the components from here
+    last: int,  # to here
+    least: Any,  # (k,) γ that counts
+    vectors: Any,  # what `holders` found for them
+    centres: Any,  # (k, d)
+    kept: tuple[Any, ...],  # (k, most, d) the rows that each component holds, (k, most) √γ, (k,) how many those are
+    diagonal: bool,
+    room: Any,
+    moments: Any,  # (k, p)
+) -> None:
+    """Gather √γ (z − centre) and √γ of the rows of each component; where there is no place for more, add them up.
+
+    Without views of arrays in the loop, which cost more than all else in it.
+    """
+    n, d = rows.shape
+    held, roots, many = kept
+    counts, latest, weight = vectors[0, :n], vectors[1, :n], vectors[2, :n]
+    for r in range(n):
+        if counts[r] == 0:
+            continue
+        stop = int(latest[r]) + 1
+        for c in range(stop - 1 if counts[r] == 1 else first, stop):
+            if resp[c, r] > resp.dtype.type(least[c]) * weight[r]:
+                m, root = many[c], math.sqrt(resp[c, r])
+                roots[c, m] = root
+                for i in range(d):
+                    held[c, m, i] = root * (rows[r, i] - centres[c, i])
+                many[c] = m + 1
+                if m + 1 == roots.shape[1]:
+                    release(held[c], roots[c], many[c : c + 1], diagonal, room, moments[c])
+
+
+@compiled
+def release(held: Any, roots: Any, many: Any, diagonal: bool, room: Any, found: Any) -> None:
+    """Add Σ γ φ(z − centre) of the rows that a component holds to what was found (p,)."""
+    m, d = many[0], held.shape[1]
+    if m == 0:  # as all of them for lean models, whose moments (p,) end before the products
+        return
+    held, roots = held[:m], roots[:m]
+    many[0] = 0
+    found[0] += np.dot(roots, roots)
+    weighted = np.dot(roots, held)
+    for i in range(d):  # to add arrays takes a second longer to compile
+        found[1 + i] += weighted[i]
+    if diagonal:
+        for t in range(m):
+            for i in range(d):
+                found[1 + d + i] += held[t, i] * held[t, i]
+    else:
+        second = room[: d * d].reshape(d, d)
+        np.dot(held.T, held, second)
+        q = 1 + d
+        for i in range(d):
+            for j in range(i, d):
+                found[q] += second[i, j]
+                q += 1
+
+
+@compiled
+def pool(phi: Any, d: int, pooled: Any, weights: Any, scatter: Any) -> None:
+    """Add Σ w z_i z_j over all components."""
+    left, right = pooled
+    for q in range(len(left)):
+        a, b = phi[1 + left[q]], phi[1 + right[q]]
+        total = phi.dtype.type(0)
+        if len(weights):
+            for r in range(phi.shape[1]):
+                total += weights[r] * a[r] * b[r]
+        else:
+            for r in range(phi.shape[1]):
+                total += a[r] * b[r]
+        scatter[q] += total
+
+
+# -----------------------------------------------------------------------------
+# The kernel
+# -----------------------------------------------------------------------------
+#
+# Tiles of rows through all of the above.
 
 # What a row of a component costs, and a squared feature of it, where a product with φ costs p a row and component
 # (measured: with 16 features and components, 28 to 40 ns; the two ways meet at 1.4 components a row, with 64 at 5).

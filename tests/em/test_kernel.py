@@ -18,8 +18,8 @@ from scipy.special import logsumexp, softmax
 from daskgmm import GaussianMixture
 from daskgmm.climbing import rungs
 from daskgmm.em.estep import completed, log_densities, log_joint_of, soft_moments, statistics
+from daskgmm.em.kernel import exp, expected_sums, soften
 from daskgmm.em.loop import EMState, remaining
-from daskgmm.em.softmax import exp, soften
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
@@ -107,6 +107,15 @@ def _mixture(model: CovarianceModel, d: int, k: int, n: int = 4000) -> tuple[Arr
     return x, frame, Gaussian(model).components(start, frame)
 
 
+def test_the_specification_is_scipy_s() -> None:
+    """The E-step in NumPy against SciPy's softmax and logarithm of sums, of densities below the smallest float."""
+    rng = np.random.default_rng(0)
+    phi, theta, w = np.vstack([np.ones(200), rng.normal(0, 30, (3, 200))]), rng.normal(0, 30, (5, 4)), rng.random(200)
+    log_likelihood, moments = expected_sums(phi, theta, w)
+    assert log_likelihood == pytest.approx(float(w @ logsumexp(theta @ phi, axis=0)), rel=1e-13)
+    assert np.abs(moments - (w * softmax(theta @ phi, axis=0)) @ phi.T).max() <= 1e-11
+
+
 @every_model
 @pytest.mark.parametrize(("d", "k"), [(2, 3), (16, 16), (16, 40), (35, 4)])
 @pytest.mark.parametrize("dtype", [DOUBLE, SINGLE], ids=str)
@@ -133,9 +142,7 @@ def _reference(x: Array, w: Array, components: Any, frame: Frame) -> tuple[float
     """Log-likelihood and moments of rows that are all finite, by products with φ in NumPy."""
     z = frame.apply(x)
     left, right = components.products
-    phi = np.vstack([np.ones(len(x)), z, z[left] * z[right]])
-    log_joint = components.theta @ phi
-    return float(w @ logsumexp(log_joint, axis=0)), (w * softmax(log_joint, axis=0)) @ phi.T
+    return expected_sums(np.vstack([np.ones(len(x)), z, z[left] * z[right]]), components.theta, w)
 
 
 @pytest.mark.parametrize("apart", [0.3, 1.0, 6.0])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskgmm.em import prepared
-from daskgmm.em.products import joint, multiply
+from daskgmm.em.kernel import joint, multiply
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as passes call it
 
