@@ -18,8 +18,8 @@ from daskgmm.blas import single_blas
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Samples, of_numpy, refusal, region_size
 from daskgmm.data.survey import merge, survey_block
 from daskgmm.em.estep import Rows, completed, statistics, sums
+from daskgmm.em.layout import DOUBLE, SINGLE, Precision, prepare
 from daskgmm.em.loop import EM, EMState
-from daskgmm.em.prepared import DOUBLE, SINGLE, Precision, prepare
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array

@@ -30,13 +30,13 @@ from daskgmm.data.survey import Survey
 from daskgmm.data.write import Target
 from daskgmm.em.acceleration import Mixing
 from daskgmm.em.info import Info
-from daskgmm.em.known import Known
+from daskgmm.em.labelled import Known
 from daskgmm.em.loop import EMState
 from daskgmm.em.resuming import Begun, Progress
 from daskgmm.em.stats import Stats
-from daskgmm.families.components import DenseComponents, DiagonalComponents
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import CollapsedComponentError, GaussianParameters
+from daskgmm.families.gaussian_components import DenseComponents, DiagonalComponents
 from daskgmm.families.product import LinearComponents, ProductParameters
 from daskgmm.families.variational import VariationalParameters
 

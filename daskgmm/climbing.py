@@ -18,7 +18,7 @@ from daskgmm.data.checks import Beside
 from daskgmm.data.survey import Survey
 from daskgmm.em.info import Info
 from daskgmm.em.loop import EM, EMState
-from daskgmm.em.moves import moves
+from daskgmm.em.split_merge import moves
 from daskgmm.families.base import Family
 from daskgmm.families.frame import Array, Frame
 from daskgmm.passes import EMPass

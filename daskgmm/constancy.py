@@ -13,8 +13,8 @@ import numpy as np
 
 from daskgmm.data.blocks import Samples
 from daskgmm.data.survey import Survey
+from daskgmm.em.layout import Precision
 from daskgmm.em.loop import OnePass
-from daskgmm.em.prepared import Precision
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, Frame

@@ -22,8 +22,8 @@ from daskgmm.allocation import freed_reused
 from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Block, Region, Samples, Source, whole
 from daskgmm.em.estep import Rows, coded, compile_statistics, completed, sums
-from daskgmm.em.known import others
-from daskgmm.em.prepared import Precision, Prepared, kind, prepare
+from daskgmm.em.labelled import others
+from daskgmm.em.layout import Precision, Prepared, kind, prepare
 from daskgmm.em.stats import Stats
 from daskgmm.executing import compute, scheduler_for, threads, usable, worker_limits
 from daskgmm.families.base import Components

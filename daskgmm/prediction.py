@@ -21,7 +21,7 @@ from daskgmm.em.estep import (
     log_joint_of,
     probabilities,
 )
-from daskgmm.em.prepared import DOUBLE, LEAST
+from daskgmm.em.layout import DOUBLE, LEAST
 from daskgmm.families.base import Components
 from daskgmm.families.coding import Coding
 from daskgmm.passes import Kernel, rows, total

@@ -19,9 +19,9 @@ from threadpoolctl import ThreadpoolController
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.data.records import pack
 from daskgmm.em.estep import Rows, coded, framed, start_statistics
-from daskgmm.em.known import Known
+from daskgmm.em.labelled import Known
+from daskgmm.em.layout import Precision
 from daskgmm.em.loop import look_again
-from daskgmm.em.prepared import Precision
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.coding import Coding

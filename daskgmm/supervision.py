@@ -13,9 +13,9 @@ from daskgmm.data.blocks import Block, Samples, of_numpy
 from daskgmm.data.checks import Beside
 from daskgmm.data.survey import Survey
 from daskgmm.em.estep import soft_moments
-from daskgmm.em.known import Known, Labelled, known_statistics, nothing, shifted
+from daskgmm.em.labelled import Known, Labelled, known_statistics, nothing, shifted
+from daskgmm.em.layout import Precision
 from daskgmm.em.loop import EM, EMState, look_again
-from daskgmm.em.prepared import Precision
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.coding import Coding

@@ -22,10 +22,10 @@ import daskgmm.data.blocks
 from daskgmm.calibration import calibrate
 from daskgmm.cli import main
 from daskgmm.data.open import open_samples
-from daskgmm.families.components import GaussianComponents
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian
+from daskgmm.families.gaussian_components import GaussianComponents
 from daskgmm.passes import check_memory, total, worker_memory
 from daskgmm.planning import Plan, Rates, Work, flops_a_row
 

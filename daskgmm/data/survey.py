@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.data.checks import first
-from daskgmm.em.known import Labelled, split
+from daskgmm.em.labelled import Labelled, split
 from daskgmm.families.coding import PLAIN, Coding
 from daskgmm.families.frame import Array
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from daskgmm.em import kernel
 from daskgmm.em.kernel import normalize
-from daskgmm.em.prepared import DOUBLE, LARGEST_TILE, LEAST, SINGLE, Precision, Prepared, direct, prepare, tile_rows
+from daskgmm.em.layout import DOUBLE, LARGEST_TILE, LEAST, SINGLE, Precision, Prepared, direct, prepare, tile_rows
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.coding import PLAIN, Coding

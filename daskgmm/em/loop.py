@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from daskgmm.em.acceleration import Mixing
 from daskgmm.em.estep import log_densities, log_joint_of
-from daskgmm.em.guard import fallen, rounding
 from daskgmm.em.info import Info
-from daskgmm.em.prepared import DOUBLE, LEAST, SINGLE, Precision
+from daskgmm.em.layout import DOUBLE, LEAST, SINGLE, Precision
+from daskgmm.em.monotone import fallen, rounding
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array, Frame

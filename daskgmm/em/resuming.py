@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from daskgmm.em.info import Info
-from daskgmm.em.known import Known
+from daskgmm.em.labelled import Known
 from daskgmm.em.loop import EM, EMState
 
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from scipy.special import xlogy
 
 from daskgmm.families.coding import PLAIN, Coding
-from daskgmm.families.components import DenseComponents, DiagonalComponents, GaussianComponents
 from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
+from daskgmm.families.gaussian_components import DenseComponents, DiagonalComponents, GaussianComponents
 from daskgmm.families.prior import Conjugate, Prior
 
 # Above this variance inflation factor a covariance is rounding. The frame tells what is left of rows, given other

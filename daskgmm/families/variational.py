@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import digamma, gammaln, multigammaln
 
-from daskgmm.families.components import GaussianComponents
 from daskgmm.families.covariance import CovarianceModel
 from daskgmm.families.frame import Array, Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.families.gaussian_components import GaussianComponents
 from daskgmm.families.prior import Conjugate, shaped, variances
 
 

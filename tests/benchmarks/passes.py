@@ -23,7 +23,6 @@ import numpy.typing as npt
 from problems import PROBLEMS
 
 from daskgmm import GaussianMixture, climbing
-from daskgmm.em import halves
 
 Array = npt.NDArray[np.float64]
 
@@ -73,7 +72,7 @@ def counted(k: int) -> Iterator[list[float]]:
         for where, name, rows in (
             (climbing, "moves", lambda em, parameters, rows, *_: 2 * len(rows)),  # an E-step; moments, twice
             (climbing, "predict", lambda samples, model, output, missing: samples.n),
-            (halves, "statistics", lambda pieces, models, dtypes: len(models) * 2 / k * len(pieces[0][0])),
+            (split_merge, "statistics", lambda pieces, models, dtypes: len(models) * 2 / k * len(pieces[0][0])),
         ):
             stack.enter_context(patch.object(where, name, count(getattr(where, name), rows)))
         yield visited

@@ -13,9 +13,9 @@ import pytest
 from daskgmm import BernoulliMixture, GaussianMixture
 from daskgmm.blas import single_blas
 from daskgmm.em.estep import completed, statistics
-from daskgmm.em.guard import fallen
+from daskgmm.em.layout import SINGLE
 from daskgmm.em.loop import EM, EMState, run
-from daskgmm.em.prepared import SINGLE
+from daskgmm.em.monotone import fallen
 from daskgmm.em.stats import Stats
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters

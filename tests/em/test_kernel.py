@@ -218,7 +218,7 @@ def test_models_that_share_a_pass_have_the_bits_they_have_alone(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where one's rows belong to few of its components and another's do not."""
-    monkeypatch.setattr("daskgmm.em.prepared.architectures", lambda: {architecture})
+    monkeypatch.setattr("daskgmm.em.layout.architectures", lambda: {architecture})
     x, frame, near = _mixture(MODELS["full"], 16, 20)
     other = replace(_mixture(MODELS["full"], 16, 7)[2], frame=frame)
     vague = replace(other, factors=0.05 * other.factors)
@@ -238,7 +238,7 @@ def test_statistics_do_not_depend_on_what_blas_is_fastest_at(
     x, _, model = _mixture(MODELS[name], d, k)
     found = []
     for architecture in ("Haswell", "SkylakeX"):
-        monkeypatch.setattr("daskgmm.em.prepared.architectures", lambda this=architecture: {this})
+        monkeypatch.setattr("daskgmm.em.layout.architectures", lambda this=architecture: {this})
         found += statistics([(x, None)], [model])
     one, other = found
     assert other.log_likelihood == pytest.approx(one.log_likelihood, rel=1e-12)

@@ -14,11 +14,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import GaussianMixture
 from daskgmm.blas import single_blas
-from daskgmm.em.bound import Parts
 from daskgmm.em.estep import completed, statistics
-from daskgmm.em.halves import Halves
 from daskgmm.em.loop import EM, EMState
-from daskgmm.em.moves import moves
+from daskgmm.em.split_merge import Halves, Parts, moves
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 
@@ -130,7 +128,7 @@ def test_the_best_moves_are_among_those_that_merge_near_pairs(name: str, monkeyp
         start = Parts.of(em, em.frame.apply(rows), resp / resp.sum(axis=0), weights).fit(em)[1]
         state = _fit(replace(em, max_iter=60), start, rows, weights)
         near = moves(em, state.parameters, rows, weights, 16, 4)
-        monkeypatch.setattr("daskgmm.em.moves._NEAREST", 16)
+        monkeypatch.setattr("daskgmm.em.split_merge._NEAREST", 16)
         every = moves(em, state.parameters, rows, weights, 16, 4)
     assert near[0].means == pytest.approx(every[0].means)
 

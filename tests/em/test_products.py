@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskgmm.em import prepared
+from daskgmm.em import layout
 from daskgmm.em.kernel import joint, multiply
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as passes call it
@@ -38,7 +38,7 @@ def test_products_are_numpy_s(
     phi, theta = rng.standard_normal((p, n)).astype(dtype), rng.standard_normal((k, p)).astype(dtype)
     phi[0] = 1
     groups = ends, np.array(sizes) + (wider if rows_first and not narrow else 0)
-    laid_out, widest = prepared._laid_out(theta, *groups), max(groups[1])
+    laid_out, widest = layout._laid_out(theta, *groups), max(groups[1])
     side, room = np.full(n * widest, np.nan, dtype), np.full(p * widest, np.nan, dtype)
 
     found = np.full((k, n), np.nan, dtype)
@@ -57,11 +57,11 @@ def test_products_are_numpy_s(
 @given(
     sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20),
     most=st.sampled_from([16, 128]),
-    wider=st.sampled_from([(), prepared._WIDER]),
+    wider=st.sampled_from([(), layout._WIDER]),
 )
 def test_groups_are_of_one_model_and_not_too_large(sizes: list[int], most: int, wider: Any) -> None:
     ends = np.cumsum(sizes)
-    groups, widths = prepared._groups(ends, most, wider)
+    groups, widths = layout._groups(ends, most, wider)
     counts = np.diff(groups, prepend=0)
     assert np.isin(ends, groups).all()
     assert groups[-1] == ends[-1]

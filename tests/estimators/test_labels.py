@@ -28,7 +28,7 @@ import daskgmm
 import daskgmm.data.blocks
 from daskgmm import BayesianGaussianMixture, GaussianMixture, GaussianMixtureIC, open_samples
 from daskgmm.em.estep import completed, log_joint_of, soft_moments, statistics
-from daskgmm.em.known import Known, known_statistics, others, shifted
+from daskgmm.em.labelled import Known, known_statistics, others, shifted
 from daskgmm.em.stats import Stats
 from daskgmm.families.bernoulli import Bernoulli
 from daskgmm.families.coding import PLAIN

@@ -16,12 +16,13 @@ from operator import add
 from typing import Any
 
 import numpy as np
-from scipy.special import entr
+import numpy.typing as npt
+from scipy.special import entr, xlogy
 
-from daskgmm.em.bound import Change, Parts
-from daskgmm.em.estep import e_step
-from daskgmm.em.halves import Halves
-from daskgmm.em.loop import EM
+from daskgmm.em.estep import completed, e_step, soft_moments, statistics
+from daskgmm.em.layout import Precision
+from daskgmm.em.loop import EM, EMState, OnePass
+from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array, lost
 
@@ -154,3 +155,128 @@ def _several(merges: Sequence[Change], splits: Sequence[Change]) -> Iterator[tup
             used = taken.union(merge.gone)
             if len(chosen) > 2:
                 yield chosen
+
+
+# -----------------------------------------------------------------------------
+# Halves
+# -----------------------------------------------------------------------------
+#
+# A component in two: EM on the rows that it holds.
+
+_HELD = 0.01  # γ of a component from which its rows count
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Mixtures of two on the rows of a component: EM from two starts."""
+
+    held: npt.NDArray[np.intp]  # (m,) these rows
+    one_pass: OnePass  # over them
+    states: list[EMState]  # of those that did not collapse
+    weight: float  # Σ w γ
+    whole: float  # the bound of one component
+
+    @staticmethod
+    def of(em: EM, rows: Array, z: Array, weights: Array, gammas: Array, densities: Array) -> Halves:
+        """Starts of a component of γ (m,) and log joint densities (m,): along its longest axis, and inside out."""
+        held = np.flatnonzero(gammas > _HELD)
+        z, weights, densities = z[:, held], (weights * gammas)[held], densities[held]
+
+        def one_pass(models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
+            found = statistics([(rows[held], weights)], models, dtypes)  # kept, all components' would be many copies
+            return [completed(s, m) for s, m in zip(found, models, strict=True)]
+
+        if len(held) == 0:
+            return Halves(held, one_pass, [], 0.0, 0.0)
+        centred = z - np.average(z, axis=1, weights=weights)[:, None]
+        longest = np.linalg.eigh((centred * weights) @ centred.T)[1][:, -1]
+        whole = Parts.of(em, z, np.ones((1, len(held))), weights)
+        states = []
+        for upper in (longest @ centred > 0, densities > np.median(densities)):
+            part = Parts.of(em, z, upper[None].astype(float), weights)
+            parameters = (Parts(whole.moments - part.moments, part.entropies) + part).fit(em)[1]
+            states += [] if parameters is None else [EMState(parameters)]
+        return Halves(held, one_pass, states, float(weights.sum()), whole.fit(em)[0])
+
+    def after(self, em: EM) -> Halves:
+        """The same after passes over the rows, ``max_iter`` of them from the start."""
+        try:
+            return replace(self, states=em.run(self.states, self.one_pass, lambda _: None))
+        except ValueError:  # all collapsed
+            return replace(self, states=[])
+
+    @property
+    def gain(self) -> float:
+        """Of the bound, for these rows alone; -inf if the component cannot be two."""
+        return max((state.lower_bound * self.weight - self.whole for state in self.states), default=-np.inf)
+
+    def change(self, em: EM, z: Array, weights: Array, k: int, now: Parts, gammas: Array) -> Change:
+        """Component k, of γ (m,), as the likelier two."""
+        if not self.states:
+            return Change((k,), now, -np.inf)
+        best = max(self.states, key=lambda state: state.lower_bound)
+        share = e_step(em.family.components(best.parameters, em.frame), z[:, self.held])[1][1]
+        upper = np.zeros_like(gammas)
+        upper[self.held] = share * gammas[self.held]
+        part = Parts.of(em, z[:, self.held], upper[None, self.held], weights[self.held])
+        lower = Parts(now.moments[k] - part.moments, np.array([entr(np.maximum(gammas - upper, 0)) @ weights]))
+        new = lower + part
+        return Change((k,), new, float(new.values(em).sum() - now.take([k]).values(em)[0]))
+
+
+# -----------------------------------------------------------------------------
+# The bound
+# -----------------------------------------------------------------------------
+#
+# What a mixture could be at best, if its responsibilities were these: mixtures compared before EM has run for any of
+# them.
+#
+# For any responsibilities γ, F(γ) = max over θ of Σ w γ (log joint − log γ) is not above the log-likelihood of that θ,
+# and where EM has converged it is equal to it (Neal & Hinton 1998, A View of the EM Algorithm). As log joint = θ·φ, it
+# takes no more than the moments of γ and their entropies.
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the bound needs of responsibilities: sums over the rows."""
+
+    moments: Array  # (k, p)  Σ w γ φ
+    entropies: Array  # (k,)  −Σ w γ log γ
+
+    @staticmethod
+    def of(em: EM, z: Array, resp: Array, weights: Array) -> Parts:
+        """Of responsibilities (k, m) for rows z (d, m)."""
+        moments = soft_moments(z, resp * weights, em.family.blank(len(resp), em.frame))
+        return Parts(moments, entr(resp) @ weights)
+
+    def __add__(self, other: Parts) -> Parts:
+        """Both, side by side."""
+        return Parts(np.concatenate([self.moments, other.moments]), np.concatenate([self.entropies, other.entropies]))
+
+    def take(self, ks: Any) -> Parts:
+        """These of them."""
+        return Parts(self.moments[ks], self.entropies[ks])
+
+    def fit(self, em: EM) -> tuple[float, Any]:
+        """The bound, and the parameters that it belongs to."""
+        try:
+            parameters = em.family.maximize(em.family.blank(len(self.moments), em.frame), self.moments)
+        except ValueError:  # a component collapsed
+            return -np.inf, None
+        theta = em.family.components(parameters, em.frame).theta
+        log_prior = em.family.log_prior(parameters, em.frame)
+        return float((theta * self.moments).sum() + self.entropies.sum() + log_prior), parameters
+
+    def values(self, em: EM) -> Array:
+        """What each adds to the bound, if it shares nothing with the others: (k,)."""
+        fits = [Parts(m[None], e[None]).fit(em)[0] for m, e in zip(self.moments, self.entropies, strict=True)]
+        return np.array(fits) + xlogy(self.moments[:, 0], self.moments[:, 0])  # their weights, but for Σw
+
+
+@dataclass(frozen=True)
+class Change:
+    """Some components, and what takes their place."""
+
+    gone: tuple[int, ...]
+    new: Parts
+    gain: float  # of the bound, about
