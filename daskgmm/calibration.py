@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from daskgmm.blas import single_blas
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Samples, of_numpy, refusal, region_size
 from daskgmm.data.survey import merge, survey_block
 from daskgmm.em.estep import Rows, completed, statistics, sums
@@ -25,6 +24,7 @@ from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array
 from daskgmm.passes import _FAN_IN, EMPass
 from daskgmm.planning import Rates
+from daskgmm.process import single_blas
 from daskgmm.seeding import start
 
 _TRIALS = 12  # blocks, at most

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from daskgmm.blas import single_blas
 from daskgmm.caching import cached
 from daskgmm.checkpointing import NOWHERE, Journal
 from daskgmm.climbing import Options, climb, enough, starts
@@ -24,6 +23,7 @@ from daskgmm.em.resuming import Begun, Progress, check_states
 from daskgmm.executing import settled
 from daskgmm.families.base import Family
 from daskgmm.passes import EMPass, check_memory, gather
+from daskgmm.process import single_blas
 from daskgmm.seeding import Start
 from daskgmm.supervision import KnownPass, known_start, known_sums
 

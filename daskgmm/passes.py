@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.allocation import freed_reused
-from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Block, Region, Samples, Source, whole
 from daskgmm.em.estep import Rows, coded, compile_statistics, completed, sums
 from daskgmm.em.labelled import others
@@ -29,6 +27,7 @@ from daskgmm.executing import compute, scheduler_for, threads, usable, worker_li
 from daskgmm.families.base import Components
 from daskgmm.families.coding import Coding
 from daskgmm.families.frame import Array
+from daskgmm.process import freed_reused, single_blas
 from daskgmm.submission import Graph
 
 _FAN_IN = 8

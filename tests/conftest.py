@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from daskgmm.blas import single_blas
 from daskgmm.data.blocks import Source
+from daskgmm.process import single_blas
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 import zarr
 from distributed import Client, LocalCluster
 
-import daskgmm.allocation
+import daskgmm.process
 from daskgmm.cluster import workers
 from daskgmm.data.open import open_samples
 from daskgmm.passes import gather
@@ -51,7 +51,7 @@ def test_workers_with_little_memory_keep_dasks_limits(memory: str, left: bool, s
     """As they give back at once what is freed, which there is no room for."""
 
     def found(block: Any, pieces: Any) -> bool:
-        return daskgmm.allocation._mallopt() is None
+        return daskgmm.process._mallopt() is None
 
     with workers(None, 1, memory):
         assert set(gather(open_samples(store), found)) == {left}
@@ -62,7 +62,7 @@ def test_a_process_that_did_not_start_with_dasks_limits_is_left_alone(
     threads: bool, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as a nanny leaves it in its own process
-    with mock.patch.object(daskgmm.allocation, "ctypes") as ctypes:
+    with mock.patch.object(daskgmm.process, "ctypes") as ctypes:
         if threads:
             with LocalCluster(1, processes=False, dashboard_address=None) as cluster, Client(cluster):
                 gather(open_samples(store), lambda block, pieces: None)

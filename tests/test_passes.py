@@ -27,11 +27,11 @@ import daskgmm.caching
 import daskgmm.data.blocks
 import daskgmm.fitting
 from daskgmm import GaussianMixture
-from daskgmm.blas import single_blas
 from daskgmm.data.blocks import of_numpy
 from daskgmm.data.open import open_samples
 from daskgmm.data.survey import draw
 from daskgmm.passes import gather, total
+from daskgmm.process import single_blas
 
 Array = npt.NDArray[np.float64]
 

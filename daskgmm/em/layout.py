@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.blas import architectures
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array
+from daskgmm.process import architectures
 
 Precision = np.dtype[np.floating[Any]]
 DOUBLE, SINGLE = np.dtype(np.float64), np.dtype(np.float32)

@@ -18,7 +18,6 @@ from sklearn.utils import Tags, estimator_html_repr
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from daskgmm import persistence, prediction
-from daskgmm.blas import single_blas
 from daskgmm.checkpointing import NOWHERE, Checkpoint, Journal
 from daskgmm.data.blocks import Samples
 from daskgmm.data.checks import ALONE, Beside, check_kind, check_unmasked
@@ -26,6 +25,7 @@ from daskgmm.data.open import open_samples
 from daskgmm.em.info import Info
 from daskgmm.families.base import Components
 from daskgmm.families.coding import Coding
+from daskgmm.process import single_blas
 from daskgmm.progress import ProgressBar
 from daskgmm.urls import presentable
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from problems import PROBLEMS
 
 from daskgmm import GaussianMixture, climbing
+from daskgmm.em import split_merge
 
 Array = npt.NDArray[np.float64]
 

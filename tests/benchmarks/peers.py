@@ -21,7 +21,6 @@ import numpy.typing as npt
 import psutil
 import zarr
 
-from daskgmm.blas import single_blas
 from daskgmm.cluster import workers
 from daskgmm.data.blocks import Block, Samples, joined, of_numpy
 from daskgmm.data.open import open_samples
@@ -30,6 +29,7 @@ from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.families.product import ProductParameters
 from daskgmm.passes import EMPass, total
+from daskgmm.process import single_blas
 
 SHARD = 125_000  # rows; an eighth of them a chunk
 MEMORY = "1GiB"  # of a worker

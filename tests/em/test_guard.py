@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pytest
 
 from daskgmm import BernoulliMixture, GaussianMixture
-from daskgmm.blas import single_blas
 from daskgmm.em.estep import completed, statistics
 from daskgmm.em.layout import SINGLE
 from daskgmm.em.loop import EM, EMState, run
@@ -21,6 +20,7 @@ from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.families.prior import Prior
 from daskgmm.passes import EMPass
+from daskgmm.process import single_blas
 
 Array = npt.NDArray[np.float64]
 

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskgmm.blas import single_blas
 from daskgmm.em.estep import completed, log_joint_of, start_statistics
 from daskgmm.em.estep import statistics as block_statistics
 from daskgmm.em.loop import EM, EMState
@@ -21,6 +20,7 @@ from daskgmm.em.stats import Stats
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.frame import Frame, lost
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.process import single_blas
 
 Array = npt.NDArray[np.float64]
 

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 
 from daskgmm import GaussianMixture
-from daskgmm.blas import single_blas
 from daskgmm.em.estep import completed, statistics
 from daskgmm.em.loop import EM, EMState, run
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import CollapsedComponentError, Gaussian, GaussianParameters
+from daskgmm.process import single_blas
 
 Array = npt.NDArray[np.float64]
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import GaussianMixture
-from daskgmm.blas import single_blas
 from daskgmm.em.estep import completed, statistics
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.split_merge import Halves, Parts, moves
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
+from daskgmm.process import single_blas
 
 Array = npt.NDArray[np.float64]
 
