@@ -39,7 +39,7 @@ _HOMES = {
     "GaussianMixture": "daskgmm.estimators.gaussian",
     "GaussianMixtureIC": "daskgmm.estimators.selection",
     "load": "daskgmm.estimators.mixture",
-    "Info": "daskgmm.em.loop",
+    "Info": "daskgmm.em.info",
     "Prior": "daskgmm.families.prior",
     "open_samples": "daskgmm.data.open",
 }

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import zarr
 
-from daskgmm.integrations import stages
+from daskgmm import stages
 
 T = TypeVar("T")
 MAX_ITER = 40

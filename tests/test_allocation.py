@@ -14,9 +14,9 @@ import zarr
 from distributed import Client, LocalCluster
 
 import daskgmm.process
-from daskgmm.cluster import workers
 from daskgmm.data.open import open_samples
-from daskgmm.passes import gather
+from daskgmm.passes.cluster import workers
+from daskgmm.passes.graph import gather
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other limits")
 

@@ -18,7 +18,7 @@ import scipy.sparse
 import xarray as xr
 import zarr
 
-import daskgmm.passes
+import daskgmm.passes.memory
 from daskgmm import GaussianMixture, open_samples
 from daskgmm.em.loop import EMState
 
@@ -442,7 +442,7 @@ def test_blocks_too_large_for_memory_are_refused_before_anything_is_read(
 ) -> None:
     """Of a store whose one chunk was never written: to read it would be to allocate it."""
     array = zarr.create_array(str(tmp_path / "x.zarr"), shape=(10**9, 3), chunks=(10**9, 3), dtype="float64")
-    monkeypatch.setattr(daskgmm.passes, "_limits", lambda samples: (4 * 2.0**30, 2))
+    monkeypatch.setattr(daskgmm.passes.memory, "_limits", lambda samples: (4 * 2.0**30, 2))
     with pytest.raises(
         MemoryError, match=r"2 threads needs \d+ MiB .* limit is 4096 MiB: .* fewer threads, or rechunk"
     ):

@@ -18,8 +18,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import daskgmm.checkpointing
 import daskgmm.data.blocks
+import daskgmm.fitting.checkpoint
 from daskgmm import (
     BayesianGaussianMixture,
     BernoulliMixture,
@@ -28,11 +28,11 @@ from daskgmm import (
     GaussianMixtureIC,
     PoissonMixture,
 )
-from daskgmm.data.records import pack, unpack
-from daskgmm.data.write import Target
 from daskgmm.em.acceleration import Mixing
 from daskgmm.em.loop import EMState
 from daskgmm.families.gaussian import CollapsedComponentError, GaussianParameters
+from daskgmm.storage.groups import Target
+from daskgmm.storage.serialize import pack, unpack
 
 Array = npt.NDArray[np.float64]
 
@@ -44,7 +44,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def _every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints after each pass, and 200 rows a block."""
-    monkeypatch.setattr(daskgmm.checkpointing, "_INTERVAL", 0)
+    monkeypatch.setattr(daskgmm.fitting.checkpoint, "_INTERVAL", 0)
     monkeypatch.setattr(daskgmm.data.blocks, "BLOCK_VALUES", 600)
     monkeypatch.setattr(daskgmm.data.blocks, "_REGION_VALUES", 300)
 
@@ -223,7 +223,7 @@ def test_the_last_two_are_kept(store: Path, tmp_path: Path) -> None:
 def test_in_a_second_no_more_than_one_pass_and_the_last_are_kept(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daskgmm.checkpointing, "_INTERVAL", 1e6)
+    monkeypatch.setattr(daskgmm.fitting.checkpoint, "_INTERVAL", 1e6)
     model = go_on(tmp_path / "kept", store)
     numbers = [int(path.name[3:11]) for path in entries(tmp_path / "kept", "em")]
     assert numbers == [1, sum(info.stage == "data" for info in model.history_)]
@@ -330,7 +330,7 @@ def test_damage_where_it_says_what_is_fitted_is_refused(store: Path, tmp_path: P
 
 
 def test_another_version_is_refused(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daskgmm.checkpointing, "SCHEMA", 0)
+    monkeypatch.setattr(daskgmm.fitting.checkpoint, "SCHEMA", 0)
     kept = begun(tmp_path / "kept", store)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"is of daskgmm .*, from which .* cannot go on: use that version"):
@@ -463,7 +463,7 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 @pytest.fixture(scope="module")
 def kept_entries(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(daskgmm.checkpointing, "_INTERVAL", 0)
+        patch.setattr(daskgmm.fitting.checkpoint, "_INTERVAL", 0)
         return begun(tmp_path_factory.mktemp("kept") / "kept", store, n=4)
 
 
@@ -474,7 +474,7 @@ def test_of_mutations_of_a_record_there_is_an_error_or_a_record(n: int, kept_ent
     with mock.patch("pickle.loads", side_effect=AssertionError):
         for i in range(n):
             with suppress(ValueError):
-                unpack(mutated(records[i % len(records)], rng), daskgmm.checkpointing._KINDS)
+                unpack(mutated(records[i % len(records)], rng), daskgmm.fitting.checkpoint._KINDS)
 
 
 @pytest.mark.parametrize("n", [60, pytest.param(2000, marks=pytest.mark.slow)])
@@ -489,7 +489,7 @@ def test_from_mutations_with_the_right_digest_a_fit_goes_on_or_says_what_is_wron
         path = tmp_path / "kept" / kept[i % len(kept)].name
         data = mutated(path.read_bytes(), rng)
         path.unlink()
-        name = daskgmm.checkpointing._named(path.name.rpartition("-")[0], data)
+        name = daskgmm.fitting.checkpoint._named(path.name.rpartition("-")[0], data)
         (tmp_path / "kept" / name).write_bytes(data)
         with suppress(ValueError):
             model = go_on(tmp_path / "kept", store, max_iter=6)

@@ -17,10 +17,11 @@ import zarr
 from click.testing import CliRunner
 from PIL import Image
 
-from daskgmm import load, photographs
+import daskgmm.demo.photographs
+from daskgmm import load
 from daskgmm.cli import main
-from daskgmm.demo import check, run
-from daskgmm.photographs import CHANNELS, Photographs, build_patches, build_pixels
+from daskgmm.demo.photographs import CHANNELS, Photographs, build_patches, build_pixels
+from daskgmm.demo.run import check, run
 
 PICTURES = ("convergence.png", "eigenvectors.png", "segmentation.png")
 
@@ -159,8 +160,8 @@ def test_a_second_run_uses_the_stores_again_and_touches_nothing_else(demo, corne
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(photographs, "_SHARD", 1024)
-    monkeypatch.setattr(photographs, "_CHUNK", 256)
+    monkeypatch.setattr(daskgmm.demo.photographs, "_SHARD", 1024)
+    monkeypatch.setattr(daskgmm.demo.photographs, "_CHUNK", 256)
 
 
 class Killed(BaseException):

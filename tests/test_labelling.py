@@ -14,9 +14,10 @@ import pytest
 import xarray as xr
 import zarr
 
-from daskgmm import GaussianMixture, labelling, open_samples
-from daskgmm.labelling import write_predictions
-from daskgmm.prediction import LABELS, LOG_DENSITY, PROBA
+import daskgmm.prediction.write
+from daskgmm import GaussianMixture, open_samples
+from daskgmm.prediction.predict import LABELS, LOG_DENSITY, PROBA
+from daskgmm.prediction.write import write_predictions
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_a_killed_run_does_not_open_and_the_same_call_completes_it(store, tmp_pa
     path, X, gm = store
     target = tmp_path / "out.zarr"
     written = []
-    original = labelling._write
+    original = daskgmm.prediction.write._write
 
     def killed(path, name, block, result):
         if len(written) == 3 * at + 1:  # between two arrays of a block
@@ -79,7 +80,7 @@ def test_a_killed_run_does_not_open_and_the_same_call_completes_it(store, tmp_pa
         written.append((name, block.index))
         original(path, name, block, result)
 
-    monkeypatch.setattr(labelling, "_write", killed)
+    monkeypatch.setattr(daskgmm.prediction.write, "_write", killed)
     with dask.config.set(scheduler="synchronous"), pytest.raises(_Killed):
         write(path, gm, target)
     with pytest.raises(FileNotFoundError):
@@ -87,7 +88,7 @@ def test_a_killed_run_does_not_open_and_the_same_call_completes_it(store, tmp_pa
     with pytest.raises(FileNotFoundError):
         xr.open_zarr(target)
 
-    monkeypatch.setattr(labelling, "_write", lambda *args: (written.append(args[1:2]), original(*args)))
+    monkeypatch.setattr(daskgmm.prediction.write, "_write", lambda *args: (written.append(args[1:2]), original(*args)))
     before = len(written)
     write(path, gm, target)
     assert len(written) - before == 3 * (20 - at)  # blocks that were complete are not written again
@@ -102,7 +103,7 @@ def test_an_unfinished_output_of_another_model_is_refused(store, tmp_path, monke
         raise _Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(labelling, "gather", killed)
+        patched.setattr(daskgmm.prediction.write, "gather", killed)
         with pytest.raises(_Killed):
             write(path, gm, target)
     other = GaussianMixture(3, random_state=0).fit(X)

@@ -114,9 +114,9 @@ def test_links_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "from daskgmm.fitting import fit_mixture",
+        "from daskgmm.fitting.fit import fit_mixture",
         "from daskgmm import fit_mixture",
-        "import daskgmm.passes",
+        "import daskgmm.passes.graph",
         "gm._components()",
         "GaussianMixture(3, covariance='full')",
     ],

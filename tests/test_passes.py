@@ -23,14 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
-import daskgmm.caching
 import daskgmm.data.blocks
-import daskgmm.fitting
+import daskgmm.fitting.fit
+import daskgmm.passes.memory
 from daskgmm import GaussianMixture
 from daskgmm.data.blocks import of_numpy
 from daskgmm.data.open import open_samples
-from daskgmm.data.survey import draw
-from daskgmm.passes import gather, total
+from daskgmm.fitting.survey import draw
+from daskgmm.passes.graph import gather, total
 from daskgmm.process import single_blas
 
 Array = npt.NDArray[np.float64]
@@ -85,7 +85,10 @@ def numbers(block: Any, pieces: Any) -> tuple[float, int]:
 def test_a_total_is_the_sum_over_any_number_of_blocks(n: int, block: int, fan_in: int) -> None:
     """Of whole numbers, so that no order of summation rounds."""
     values = np.arange(n, dtype=float).reshape(-1, 1)
-    with mock.patch.object(daskgmm.data.blocks, "BLOCK_VALUES", block), mock.patch("daskgmm.passes._FAN_IN", fan_in):
+    with (
+        mock.patch.object(daskgmm.data.blocks, "BLOCK_VALUES", block),
+        mock.patch("daskgmm.passes.graph._FAN_IN", fan_in),
+    ):
         samples = of_numpy([values], (n,), 1)
         assert len(samples.blocks) == -(-n // block)
         with dask.config.set(scheduler="synchronous"):
@@ -150,7 +153,7 @@ def test_a_store_is_read_by_as_many_threads_as_are_configured(count: int, store:
 @pytest.mark.parametrize("n_init", [1, 4])
 def test_starts_share_passes(n_init: int, store: Path, reads: Any) -> None:
     """Of the store, every row is read once a pass, however many starts there are."""
-    with mock.patch.object(daskgmm.fitting, "_FRAME_ROWS", 500), dask.config.set(scheduler="synchronous"):
+    with mock.patch.object(daskgmm.fitting.fit, "_FRAME_ROWS", 500), dask.config.set(scheduler="synchronous"):
         model = fit(store, subsample=None, n_init=n_init, persist=False)
     assert reads.rows == 2400 * model.n_passes_
     data_passes = [info for info in model.history_ if info.stage == "data"]
@@ -182,7 +185,7 @@ def test_rows_that_fit_in_memory_are_read_once(
     kept = GaussianMixture(**options).fit(str(store), **weight)
     assert reads.rows == 2400
     assert_same_bits(kept, streamed)
-    monkeypatch.setattr(daskgmm.caching, "_SHARE_HERE", 0)  # no room
+    monkeypatch.setattr(daskgmm.passes.memory, "_SHARE_HERE", 0)  # no room
     GaussianMixture(**options).fit(str(store), **weight)
     assert reads.rows == 2400 + 2400 * kept.n_passes_
 
@@ -199,7 +202,7 @@ def test_starts_found_in_passes_recover_separate_clusters(
     kind: str, init_params: str, store: Path, rows: Array
 ) -> None:
     data = store if kind == "zarr" else da.from_array(rows, chunks=(400, 3))
-    with mock.patch.object(daskgmm.fitting, "_FRAME_ROWS", 500), warnings.catch_warnings():
+    with mock.patch.object(daskgmm.fitting.fit, "_FRAME_ROWS", 500), warnings.catch_warnings():
         warnings.simplefilter("error")
         model = fit(data, subsample=None, init_params=init_params, n_init=3, covariance_type="spherical")
     assert distance(model) < 0.3
@@ -211,7 +214,7 @@ def test_starts_found_in_passes_know_weights(store: Path) -> None:
     """Rows of no weight draw no centre: two of the three clusters, and as many components, are left."""
     labels = fit(store).predict(store).compute()
     weight = np.where(labels == 0, 0.0, 1.0)
-    with mock.patch.object(daskgmm.fitting, "_FRAME_ROWS", 500):
+    with mock.patch.object(daskgmm.fitting.fit, "_FRAME_ROWS", 500):
         for method in ("kmeans", "k-means++"):
             model = GaussianMixture(2, subsample=None, init_params=method, random_state=0).fit(
                 zarr.open_array(store), sample_weight=weight
@@ -247,7 +250,7 @@ def test_same_bits_on_any_workers(client: Client, covariance_type: str, store: P
 
 @pytest.mark.usefixtures("small_blocks")
 def test_same_bits_where_the_start_is_found_in_passes(client: Client, store: Path) -> None:
-    with mock.patch.object(daskgmm.fitting, "_FRAME_ROWS", 500):
+    with mock.patch.object(daskgmm.fitting.fit, "_FRAME_ROWS", 500):
         found = fit(store, subsample=None)
         with dask.config.set(scheduler="synchronous"):
             here = fit(store, subsample=None)

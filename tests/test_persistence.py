@@ -18,9 +18,9 @@ import pytest
 import xarray as xr
 import zarr
 
-import daskgmm.data.write
+import daskgmm.storage.groups
 from daskgmm import GaussianMixture, load
-from daskgmm.data.write import Target, prepare, write_group
+from daskgmm.storage.groups import Target, prepare, write_group
 
 Array = npt.NDArray[np.float64]
 
@@ -285,7 +285,7 @@ def test_a_group_opens_only_once_it_is_complete(
     for survived in range(len(expected)):
         path = tmp_path / f"{survived}.zarr"
         with monkeypatch.context() as patch:
-            patch.setattr(daskgmm.data.write.Target, "write", killed_after(survived))
+            patch.setattr(daskgmm.storage.groups.Target, "write", killed_after(survived))
             with pytest.raises(_Killed):
                 model.save(path)
         with pytest.raises(ValueError, match="cannot open"):

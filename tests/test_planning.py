@@ -19,15 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import daskgmm.data.blocks
-from daskgmm.calibration import calibrate
 from daskgmm.cli import main
 from daskgmm.data.open import open_samples
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian
 from daskgmm.families.gaussian_components import GaussianComponents
-from daskgmm.passes import check_memory, total, worker_memory
-from daskgmm.planning import Plan, Rates, Work, flops_a_row
+from daskgmm.passes.graph import total
+from daskgmm.passes.memory import check_memory, worker_memory
+from daskgmm.planning.measure import calibrate
+from daskgmm.planning.plan import Plan, Rates, Work, flops_a_row
 
 RATES = Rates(decode=1e-7, arithmetic=2e-7, exact=3e-7, scan=5e-8, maximize=1e-3, combine=1e-4)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from daskgmm.cli import demo, fitting, model, planning, report, selection
-from daskgmm.console import Group
+from daskgmm.cli.console import Group
 
 
 @click.group(cls=Group, name="gmm", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -11,6 +11,6 @@ import click
 @click.option("--memory-limit", default="384MiB", show_default=True, help="Of each worker.")
 def demo(output: str, workers: int, memory_limit: str) -> None:
     """Fit 1.6 million image patches, larger than a worker's memory, and draw what was found."""
-    from daskgmm.demo import run
+    from daskgmm.demo.run import run
 
     run(output, click.echo, workers=workers, memory_limit=memory_limit)

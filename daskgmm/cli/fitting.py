@@ -11,8 +11,7 @@ import click
 from click.core import ParameterSource
 
 import daskgmm
-from daskgmm.cli.inputs import samples_in, workers_for
-from daskgmm.console import (
+from daskgmm.cli.console import (
     F,
     input_options,
     json_option,
@@ -22,6 +21,7 @@ from daskgmm.console import (
     report,
     where_options,
 )
+from daskgmm.cli.inputs import samples_in, workers_for
 from daskgmm.families import PRODUCTS
 from daskgmm.urls import presentable
 
@@ -156,7 +156,7 @@ def fit(
       daskgmm fit answers.zarr --family categorical --missing skip --components 4 --n-init 10 --output classes.zarr
       daskgmm fit s3://bucket/ocean.zarr --variables temp,salt --missing drop --components 8 --output model.zarr
     """
-    from daskgmm.data.write import check_free
+    from daskgmm.storage.groups import check_free
 
     gm = _estimator(family, options)
     check_free(output, overwrite)

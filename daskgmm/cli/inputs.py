@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def workers_for(scheduler: str | None, n_workers: int | None, memory_limit: str) -> AbstractContextManager[Any]:
-    from daskgmm.cluster import workers
+    from daskgmm.passes.cluster import workers
 
     return workers(scheduler, n_workers, memory_limit)
 
@@ -34,7 +34,7 @@ def samples_in(
 def model_and_samples(
     model: str, store: str, array: str | None, variables: str | None, missing: str | None
 ) -> tuple[Any, Samples]:
-    from daskgmm.estimators.stored import load_with_samples
+    from daskgmm.stages import load_with_samples
 
     return load_with_samples(model, store, array, _names(array, variables), missing)
 

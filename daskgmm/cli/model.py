@@ -6,8 +6,7 @@ import json
 
 import click
 
-from daskgmm.cli.inputs import model_and_samples, workers_for
-from daskgmm.console import (
+from daskgmm.cli.console import (
     as_text,
     input_options,
     json_option,
@@ -17,6 +16,7 @@ from daskgmm.console import (
     report,
     where_options,
 )
+from daskgmm.cli.inputs import model_and_samples, workers_for
 from daskgmm.urls import presentable
 
 
@@ -53,7 +53,7 @@ def predict(
     """
     from tqdm.auto import tqdm
 
-    from daskgmm.estimators.stored import label
+    from daskgmm.stages import label
 
     gm, samples = model_and_samples(model, store, array, variables, missing)
     with workers_for(scheduler, workers, memory_limit), tqdm(desc="predict", unit="row", unit_scale=True) as bar:
@@ -118,7 +118,7 @@ def sample(
 ) -> None:
     """Draw samples from MODEL into a Zarr group: `samples` (sample, feature) and `component`."""
     from daskgmm.estimators.mixture import load
-    from daskgmm.labelling import write_samples
+    from daskgmm.prediction.write import write_samples
 
     gm = load(model)
     with workers_for(scheduler, workers, memory_limit):
@@ -131,8 +131,8 @@ def sample(
 @json_option
 def show(model: str, as_json: bool) -> None:
     """What MODEL is, and how it was fitted."""
-    from daskgmm.persistence import read
-    from daskgmm.tables import components
+    from daskgmm.estimators.tables import components
+    from daskgmm.storage.models import read
 
     ds = read(model)
     fitted = json.loads(ds.attrs["fit"])

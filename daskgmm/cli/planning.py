@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from daskgmm.cli.console import input_options, json_option, missing_option, report
 from daskgmm.cli.fitting import components_option, covariance_option, reg_covar_option
 from daskgmm.cli.inputs import samples_in
-from daskgmm.console import input_options, json_option, missing_option, report
 
 if TYPE_CHECKING:
-    from daskgmm.planning import Plan
+    from daskgmm.planning.plan import Plan
 
 
 @click.command()
@@ -52,11 +52,11 @@ def plan(
     from dask.system import CPU_COUNT
     from dask.utils import parse_bytes
 
-    from daskgmm.calibration import calibrate
     from daskgmm.families.covariance import MODELS
     from daskgmm.families.gaussian import Gaussian
-    from daskgmm.passes import check_memory
-    from daskgmm.planning import PASSES, Plan, Work
+    from daskgmm.passes.memory import check_memory
+    from daskgmm.planning.measure import calibrate
+    from daskgmm.planning.plan import PASSES, Plan, Work
 
     samples = samples_in(store, array, variables, missing)
     if memory_limit is not None:

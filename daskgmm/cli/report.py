@@ -6,8 +6,8 @@ import contextlib
 
 import click
 
+from daskgmm.cli.console import input_options, missing_as_fitted_option, overwrite_option, where_options
 from daskgmm.cli.inputs import model_and_samples, workers_for
-from daskgmm.console import input_options, missing_as_fitted_option, overwrite_option, where_options
 from daskgmm.urls import presentable
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
+from daskgmm.cli.console import report
 from daskgmm.cli.fitting import COVARIANCES, em_options, fitted
-from daskgmm.console import report
 from daskgmm.urls import presentable
 
 
@@ -75,8 +75,8 @@ def select(
 
     The criterion is lower for the better model, as in scikit-learn; mclust's is its negative.
     """
-    from daskgmm.data.write import check_free
     from daskgmm.estimators.selection import GaussianMixtureIC
+    from daskgmm.storage.groups import check_free
 
     check_free(output, overwrite)
     search = GaussianMixtureIC(**options)

@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.checks import ALONE, Beside, check_extent
-from daskgmm.data.coordinates import Axis, axes, shown
-from daskgmm.families.coding import PLAIN, Coding
+from daskgmm.families.encoding import PLAIN, Coding
 
 Region = tuple[slice, ...]
 
@@ -168,37 +167,6 @@ class Place:
         return f"{where}, feature {feature}"
 
 
-def refusal(where: str, value: float, remedy: str) -> ValueError:
-    """The error that a value is not finite."""
-    kind = "NaN" if np.isnan(value) else "infinity"
-    return ValueError(f"Input X contains {kind}: {where} is {value}; {remedy}, or fill them in first")
-
-
-def outsider(where: str, value: float, coding: Coding) -> ValueError:
-    """The error that a value is not one that the family takes."""
-    return ValueError(f"Input X is {value:g} at {where}, but the mixture needs {coding.needs}: encode values as such")
-
-
-def nothing_left(samples: Samples, gaps: bool) -> ValueError:
-    """The error that no row can be used; ``gaps``: some have missing values."""
-    fact = f"no row of {samples.n} {'has a value' if samples.coding.skips else 'is complete'}"
-    if "weight" in samples.source.beside:
-        if not gaps:
-            return ValueError(f"no row of {samples.n} weighs anything: sample_weight needs non-zero numbers")
-        fact += " and weighs something"
-    if samples.feature_dim is not None:
-        return ValueError(
-            f"{fact}, where the last dimension, {samples.feature_dim!r} of size {samples.n_features}, is taken as the "
-            "features: transpose so that the features are last, or name the variables that are features"
-        )
-    if samples.names is None:
-        return ValueError(
-            f"{fact}, where the last axis, of size {samples.n_features}, is taken as the features: move the features "
-            "there, or fill in what is missing first"
-        )
-    return ValueError(f"{fact}: leave out the variables that lack most, or fill them in first")
-
-
 def region_size(region: Region) -> int:
     return math.prod(s.stop - s.start for s in region)
 
@@ -291,3 +259,28 @@ def of_numpy(
         Source(tuple(arrays), *(None if array is None else np.asarray(array) for array in beside.checked(shape))),
         in_memory=True,
     )
+
+
+Axis = npt.NDArray[np.generic]
+
+_LONGEST = 2**14  # values: they go to workers with each task
+
+
+def axes(coords: Mapping[Any, Any] | None, dims: Sequence[str] | None) -> tuple[Axis | None, ...]:
+    """The coordinates of dimensions, None where one has none, has very many, or would first have to be read."""
+    return tuple(_axis((coords or {}).get(dim)) for dim in dims or ())
+
+
+def _axis(variable: Any) -> Axis | None:
+    if variable is None or variable.ndim != 1 or variable.size > _LONGEST or not variable._in_memory:
+        return None
+    # A worker may not know the class of a time in a model's calendar.
+    texts = variable.dtype.kind == "O"
+    return np.array([str(value) for value in variable.values]) if texts else np.asarray(variable.values)
+
+
+def shown(value: Any) -> str:
+    """2001-02-01, -59.25 and such."""
+    if isinstance(value, np.datetime64):
+        return str(np.datetime_as_string(value, unit="auto"))
+    return f"{value:.8g}" if isinstance(value, np.floating) else str(value)

@@ -12,8 +12,8 @@ import numpy as np
 from dask.core import flatten
 
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Region, Samples, Source, region_size
+from daskgmm.data.broadcast import Spread
 from daskgmm.data.checks import ALONE, Beside, check_dense, check_extent
-from daskgmm.data.spread import Spread
 
 
 def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, beside: Beside = ALONE) -> Samples:

@@ -13,9 +13,9 @@ import numpy as np
 import zarr
 
 from daskgmm.data.blocks import Samples, Source, of_numpy
+from daskgmm.data.broadcast import Spread
 from daskgmm.data.checks import Beside, check_kind, check_real, check_unmasked
-from daskgmm.data.faults import PERMANENT, retried
-from daskgmm.data.spread import Spread
+from daskgmm.data.retry import PERMANENT, retried
 from daskgmm.data.stored import Lazy, Stored, guarded
 from daskgmm.data.zarr import Home, check_complete, of_zarr, open_store
 

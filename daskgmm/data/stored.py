@@ -14,8 +14,8 @@ from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
-from daskgmm.data.faults import cause, reason, retried, unread, what_is_wrong
-from daskgmm.data.trust import check_document, check_metadata, is_document
+from daskgmm.data.codecs import check_document, check_metadata, is_document
+from daskgmm.data.retry import cause, reason, retried, unread, what_is_wrong
 from daskgmm.urls import presentable
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import xarray as xr
 
 from daskgmm.data.blocks import Samples, of_numpy
+from daskgmm.data.broadcast import Spread
 from daskgmm.data.checks import ALONE, Beside, check_real
 from daskgmm.data.dask import of_dask
-from daskgmm.data.faults import reason
-from daskgmm.data.spread import Spread
+from daskgmm.data.retry import reason
 from daskgmm.data.zarr import of_stored
 
 _DESCRIBING = ("grid_mapping", "bounds", "climatology")  # CF's attributes that name such variables

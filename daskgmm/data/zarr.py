@@ -20,9 +20,9 @@ from zarr.storage import FsspecStore, LocalStore
 from zarr.storage._common import make_store
 
 from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
+from daskgmm.data.broadcast import Spread
 from daskgmm.data.checks import ALONE, Beside, check_extent
-from daskgmm.data.faults import PERMANENT, cause, reason, retried, unread
-from daskgmm.data.spread import Spread
+from daskgmm.data.retry import PERMANENT, cause, reason, retried, unread
 from daskgmm.data.stored import Guarded
 from daskgmm.urls import presentable
 

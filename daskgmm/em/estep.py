@@ -18,7 +18,7 @@ from daskgmm.em.kernel import normalize
 from daskgmm.em.layout import DOUBLE, LARGEST_TILE, LEAST, SINGLE, Precision, Prepared, direct, prepare, tile_rows
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
-from daskgmm.families.coding import PLAIN, Coding
+from daskgmm.families.encoding import PLAIN, Coding
 from daskgmm.families.frame import Array, Frame
 
 _STRIP_VALUES = 2**17  # 1 MiB as float64: what is converted at a time
@@ -183,17 +183,6 @@ def framed(pieces: Iterable[Rows], frame: Frame) -> Iterator[tuple[Array, Array 
             if weights is not None:
                 good &= w > 0
             yield frame.apply(strip[good]), None if weights is None else w[good]
-
-
-def coded(pieces: Iterable[Rows], coding: Coding) -> Iterable[Rows]:
-    """The rows as the columns of which φ is made, where these are others: some at a time, as they may be many more."""
-    return pieces if coding.plain else _coded(pieces, coding)
-
-
-def _coded(pieces: Iterable[Rows], coding: Coding) -> Iterator[Rows]:
-    for x, weights in pieces:
-        for at in _spans(len(x), max(LARGEST_TILE, _STRIP_VALUES // coding.width(x.shape[1]))):
-            yield coding.encoded(x[at]), None if weights is None else weights[at]
 
 
 def strips(x: npt.NDArray[np.generic], weights: Array | None) -> Iterator[tuple[Array, Array]]:

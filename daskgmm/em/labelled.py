@@ -7,52 +7,14 @@ likelihood what follows from these: they are summed once, and no later pass look
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.em.estep import Rows, coded, start_statistics
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
-from daskgmm.families.coding import Coding
 from daskgmm.families.frame import Array
-
-Labelled = tuple[npt.NDArray[np.generic], Any]  # x (n, d) and weights (n,) or None, or a pair: these, and labels (n,)
-
-
-def split(beside: Any) -> tuple[Array | None, npt.NDArray[Any] | None]:
-    """Weights and labels, if there are any."""
-    return beside if isinstance(beside, tuple) else (beside, None)
-
-
-def others(pieces: Iterable[Labelled]) -> Iterator[Rows]:
-    """The rows without a label: all of those that are not known."""
-    for x, (weights, labels) in pieces:
-        free = labels < 0
-        if free.all():
-            yield x, weights
-        elif free.any():
-            yield x[free], None if weights is None else weights[free]
-
-
-def known_statistics(pieces: Iterable[Labelled], coding: Coding, blank: Components) -> tuple[Stats, ...]:
-    """Moments of the rows with a label, each in its component."""
-    total = nothing(blank)
-    for x, (weights, labels) in pieces:
-        for label in np.unique(labels[labels >= 0]).astype(np.intp):
-            at = labels == label
-            rows = [(x[at], None if weights is None else weights[at])]
-            (stats,) = start_statistics(coded(rows, coding), blank.take(np.array([label])), _certain)
-            total.moments[label] += stats.moments[0]
-            total = replace(total, n=total.n + stats.n)
-    return (total,)
-
-
-def _certain(z: Array) -> Array:
-    return np.ones((1, z.shape[1]))
 
 
 def nothing(model: Components) -> Stats:

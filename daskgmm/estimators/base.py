@@ -17,16 +17,18 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import Tags, estimator_html_repr
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from daskgmm import persistence, prediction
-from daskgmm.checkpointing import NOWHERE, Checkpoint, Journal
 from daskgmm.data.blocks import Samples
 from daskgmm.data.checks import ALONE, Beside, check_kind, check_unmasked
 from daskgmm.data.open import open_samples
 from daskgmm.em.info import Info
+from daskgmm.estimators.progress import ProgressBar
 from daskgmm.families.base import Components
-from daskgmm.families.coding import Coding
+from daskgmm.families.encoding import Coding
+from daskgmm.fitting.checkpoint import NOWHERE, Checkpoint, Journal
+from daskgmm.prediction.predict import LABELS, LOG_CERTAINTY, LOG_DENSITY, PROBA, Output, totals
+from daskgmm.prediction.predict import predict as predict_lazily
 from daskgmm.process import single_blas
-from daskgmm.progress import ProgressBar
+from daskgmm.storage import models
 from daskgmm.urls import presentable
 
 _NOT_DECISIVE = {  # parameters that say when a fit ends, who watches it and where it keeps what
@@ -146,15 +148,15 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
         Lazy for lazy input; for an xarray object a DataArray with its sample dims, coords and chunking.
         """
-        return self._rows(X, prediction.LABELS)
+        return self._rows(X, LABELS)
 
     def predict_proba(self, X: Any) -> Any:
         """The components' responsibilities for each sample: (…, n_components)."""
-        return self._rows(X, prediction.PROBA)
+        return self._rows(X, PROBA)
 
     def score_samples(self, X: Any) -> Any:
         """The log-density of each sample, natural logarithm, per unit of the features' volume."""
-        return self._rows(X, prediction.LOG_DENSITY)
+        return self._rows(X, LOG_DENSITY)
 
     def score(self, X: Any, y: Any = None) -> float:
         """The mean log-density of the samples."""
@@ -178,15 +180,15 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def scores(self, X: Any) -> dict[str, float]:
         """Score, BIC, AIC and ICL, and the number of samples they are of, from one pass."""
         check_is_fitted(self)
-        outputs = (prediction.LOG_DENSITY, prediction.LOG_CERTAINTY)
-        (log_density, log_certainty), n = prediction.totals(self._coded(X), self._components(), outputs, self.missing)
+        outputs = (LOG_DENSITY, LOG_CERTAINTY)
+        (log_density, log_certainty), n = totals(self._coded(X), self._components(), outputs, self.missing)
         found = criteria(log_density, log_certainty, self._n_parameters(), n)
         return {"score": log_density / n, **found, "n_samples": n}
 
     def to_xarray(self) -> Any:
         """The fitted model as a labelled Dataset: what `save` writes."""
         check_is_fitted(self)
-        return persistence.to_dataset(self)
+        return models.to_dataset(self)
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the model as a Zarr group that xarray opens; read it with `daskgmm.load`.
@@ -196,7 +198,7 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         FileExistsError
             There is something at the path, and ``overwrite`` is False or daskgmm did not write it.
         """
-        persistence.write(self.to_xarray(), path, overwrite)
+        models.write(self.to_xarray(), path, overwrite)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -260,10 +262,10 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """X as samples, whose values mean what they mean to the components."""
         return replace(self._open(X), coding=self._coding())
 
-    def _rows(self, X: Any, output: prediction.Output) -> Any:
+    def _rows(self, X: Any, output: Output) -> Any:
         check_is_fitted(self)
         samples = self._coded(X)
-        result = prediction.predict(samples, self._components(), output, self.missing)
+        result = predict_lazily(samples, self._components(), output, self.missing)
         if samples.coords is None:
             return result
         from daskgmm.data.xarray import wrap

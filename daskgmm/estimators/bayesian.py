@@ -15,8 +15,8 @@ from daskgmm.em.info import Info
 from daskgmm.estimators.covariances import COVARIANCE_CONSTRAINTS, CovarianceMixture
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.variational import VariationalGaussian, VariationalParameters, VariationalPrior
-from daskgmm.fitting import Fit
-from daskgmm.seeding import Start
+from daskgmm.fitting.fit import Fit
+from daskgmm.fitting.starts import Start
 
 _PROCESS, _DISTRIBUTION = "dirichlet_process", "dirichlet_distribution"
 _POSITIVE = [None, Interval(Real, 0.0, None, closed="neither")]

@@ -10,8 +10,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from daskgmm.estimators.mixture import CONSTRAINTS, EMMixture
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import GaussianParameters
-from daskgmm.fitting import Fit
-from daskgmm.seeding import Start
+from daskgmm.fitting.fit import Fit
+from daskgmm.fitting.starts import Start
 
 COVARIANCE_CONSTRAINTS: dict[str, list[Any]] = {
     **CONSTRAINTS,

@@ -16,7 +16,7 @@ from daskgmm.estimators.covariances import COVARIANCE_CONSTRAINTS, CovarianceMix
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.families.prior import Prior
-from daskgmm.seeding import Start, given, shaped
+from daskgmm.fitting.starts import Start, given, shaped
 
 
 class GaussianMixture(CovarianceMixture):

@@ -16,18 +16,18 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from daskgmm import persistence
-from daskgmm.climbing import OPTIONS, Options
 from daskgmm.data.blocks import Samples
 from daskgmm.data.checks import Beside
 from daskgmm.em.info import Info
 from daskgmm.estimators.base import BaseMixture
+from daskgmm.estimators.tables import History, components, summary
 from daskgmm.families.base import Components
-from daskgmm.families.coding import Coding
+from daskgmm.families.encoding import Coding
 from daskgmm.families.frame import Frame
-from daskgmm.fitting import Candidate, Fit, fit_mixture
-from daskgmm.seeding import Start
-from daskgmm.tables import History, components, summary
+from daskgmm.fitting.fit import Fit, fit_mixture
+from daskgmm.fitting.options import OPTIONS, Candidate, Options
+from daskgmm.fitting.starts import Start
+from daskgmm.storage import models
 from daskgmm.urls import presentable
 
 CONSTRAINTS: dict[str, list[Any]] = {
@@ -167,7 +167,7 @@ class EMMixture(BaseMixture):
         return summary(
             f"{'Converged' if self.converged_ else 'Not converged'} after {self.n_iter_} steps and {self.n_passes_} "
             f"passes over {self.n_samples_:,} rows: {self._objective()} {self.lower_bound_:.6g} a row",
-            components(self.weights_, self.means_, persistence.columns(self)),
+            components(self.weights_, self.means_, models.columns(self)),
         )
 
     def sample(self, n_samples: int = 1) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
@@ -193,9 +193,9 @@ class EMMixture(BaseMixture):
         ValueError
             It does not describe one.
         """
-        model = cls(**persistence.params(ds, cls._get_param_names()))
+        model = cls(**models.params(ds, cls._get_param_names()))
         model._validate_params()
-        persistence.restore(model, ds)
+        models.restore(model, ds)
         model._restored()
         return model
 
@@ -229,10 +229,10 @@ def load(path: str | os.PathLike[str]) -> Any:
     """
     import daskgmm
 
-    ds = persistence.read(path)
+    ds = models.read(path)
     shown = presentable(os.fspath(path)) if isinstance(path, str | os.PathLike) else presentable(path)
     name = ds.attrs.get("family")
     if name not in daskgmm.MIXTURES:
         raise ValueError(f"{shown!r} holds a {name}, which is not known here: use the version that wrote it")
-    with persistence.valid(shown):
+    with models.valid(shown):
         return getattr(daskgmm, name).from_xarray(ds)

@@ -21,8 +21,9 @@ from daskgmm.em.info import Info
 from daskgmm.estimators.mixture import CONSTRAINTS, EMMixture
 from daskgmm.families import PRODUCTS
 from daskgmm.families.product import Product, ProductParameters
-from daskgmm.fitting import Candidate, Fit
-from daskgmm.seeding import Start, given
+from daskgmm.fitting.fit import Fit
+from daskgmm.fitting.options import Candidate
+from daskgmm.fitting.starts import Start, given
 
 
 class ProductMixture(EMMixture):

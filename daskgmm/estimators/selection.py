@@ -20,12 +20,12 @@ from daskgmm.data.blocks import Samples
 from daskgmm.em.info import Info
 from daskgmm.estimators.base import BaseMixture, criteria
 from daskgmm.estimators.gaussian import GaussianMixture
+from daskgmm.estimators.tables import History, summary
 from daskgmm.families.base import Components
-from daskgmm.families.coding import Coding
 from daskgmm.families.covariance import MODELS
+from daskgmm.families.encoding import Coding
 from daskgmm.families.prior import Prior
-from daskgmm.fitting import Fit, fit_mixtures
-from daskgmm.tables import History, summary
+from daskgmm.fitting.fit import Fit, fit_mixtures
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.families.coding import Coding
+from daskgmm.families.encoding import Coding
 from daskgmm.families.frame import Array, Frame
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import xlogy
 
-from daskgmm.families.coding import PLAIN, Coding
 from daskgmm.families.covariance import CovarianceModel
+from daskgmm.families.encoding import PLAIN, Coding
 from daskgmm.families.frame import Array, Frame
 from daskgmm.families.gaussian_components import DenseComponents, DiagonalComponents, GaussianComponents
 from daskgmm.families.prior import Conjugate, Prior

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.families.coding import Coding
+from daskgmm.families.encoding import Coding
 from daskgmm.families.frame import Array, Frame
 
 # What the logarithm of a probability of zero counts as: nothing beside any other, and finite, as zero times it must be.

@@ -17,8 +17,8 @@ except ImportError as error:
         "daskgmm.integrations.airflow needs Airflow 3: install apache-airflow by its constraints file"
     ) from error
 
-from daskgmm.integrations import stages
-from daskgmm.integrations.stages import Place, Result, Word
+from daskgmm import stages
+from daskgmm.stages import Place, Result, Word
 
 
 class Cancelled(KeyboardInterrupt):
@@ -34,7 +34,7 @@ class StageOperator(BaseOperator):
         Local paths or fsspec URLs, which each attempt and each worker reaches. They are templates, and end up in XCom:
         credentials belong into the environment.
     scheduler, workers, memory_limit
-        As of :class:`daskgmm.integrations.stages.Place`; templates.
+        As of :class:`daskgmm.stages.Place`; templates.
     options : dict, optional
         More of the stage's; templates, of other types than text with ``render_template_as_native_obj=True``.
     **kwargs
@@ -91,21 +91,21 @@ class StageOperator(BaseOperator):
 
 
 class FitOperator(StageOperator):
-    """Fit a mixture: :func:`daskgmm.integrations.stages.fit`."""
+    """Fit a mixture: :func:`daskgmm.stages.fit`."""
 
     def stage(self, place: Place, options: dict[str, Any]) -> Result:
         return stages.fit(self.store, self.output_url, place=place, tell=self.tell, **options)
 
 
 class SelectOperator(StageOperator):
-    """Fit mixtures of many kinds and sizes, and keep the best: :func:`daskgmm.integrations.stages.select`."""
+    """Fit mixtures of many kinds and sizes, and keep the best: :func:`daskgmm.stages.select`."""
 
     def stage(self, place: Place, options: dict[str, Any]) -> Result:
         return stages.select(self.store, self.output_url, place=place, tell=self.tell, **options)
 
 
 class PredictOperator(StageOperator):
-    """Label the samples of a store: :func:`daskgmm.integrations.stages.predict`.
+    """Label the samples of a store: :func:`daskgmm.stages.predict`.
 
     Parameters
     ----------

@@ -22,8 +22,8 @@ try:
 except ImportError as error:
     raise ImportError("daskgmm.integrations.prefect needs Prefect 3: pip install 'daskgmm[prefect]'") from error
 
-from daskgmm.integrations import stages
-from daskgmm.integrations.stages import Place, Result, Word
+from daskgmm import stages
+from daskgmm.stages import Place, Result, Word
 from daskgmm.urls import presentable
 
 _INTERVAL = 2.0  # seconds between two updates of an artifact, each of which is a request
@@ -48,9 +48,9 @@ def fit(
     store, output : str
         Local paths or fsspec URLs, which each attempt and each worker reaches; credentials are best in the environment.
     scheduler, workers, memory_limit
-        As of :class:`daskgmm.integrations.stages.Place`.
+        As of :class:`daskgmm.stages.Place`.
     **options
-        As of :func:`daskgmm.integrations.stages.fit`.
+        As of :func:`daskgmm.stages.fit`.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def select(
     store, output, scheduler, workers, memory_limit
         As of `fit`.
     **options
-        As of :func:`daskgmm.integrations.stages.select`.
+        As of :func:`daskgmm.stages.select`.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def predict(
     model, store, output, scheduler, workers, memory_limit
         As of `fit`.
     **options
-        As of :func:`daskgmm.integrations.stages.predict`.
+        As of :func:`daskgmm.stages.predict`.
 
     Returns
     -------

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskgmm import drawing
 from daskgmm.em.info import Info
+from daskgmm.plotting import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,18 +37,18 @@ def plot_convergence(fit: Any, *, tol: float | None = None, title: str = "Log-li
 
     tol = getattr(fit, "tol", None) if tol is None else tol
     stages = _by_stage(getattr(fit, "history_", None) or getattr(fit, "lower_bounds_", fit))
-    figure = drawing.figure(7.5, 5.5)
+    figure = style.figure(7.5, 5.5)
     above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 2]})
     start = 0
     for stage, (bounds, label) in stages.items():
         passes = np.arange(start + 1, start + len(bounds) + 1)
-        style = {"color": drawing.STAGES[stage], "marker": "o", "markersize": 4, "linewidth": 1.6, "label": label}
-        above.plot(passes, bounds, **style)
+        line = {"color": style.STAGES[stage], "marker": "o", "markersize": 4, "linewidth": 1.6, "label": label}
+        above.plot(passes, bounds, **line)
         change = np.abs(np.diff(bounds))
-        below.plot(passes[1:], np.where(change > 0, change, np.nan), **style)
+        below.plot(passes[1:], np.where(change > 0, change, np.nan), **line)
         above.annotate(
-            drawing.number(bounds[-1]), (passes[-1], bounds[-1]), (0, 7), textcoords="offset points",
-            ha="center", color=drawing.STAGES[stage], fontsize=9,
+            style.number(bounds[-1]), (passes[-1], bounds[-1]), (0, 7), textcoords="offset points",
+            ha="center", color=style.STAGES[stage], fontsize=9,
         )  # fmt: skip
         start += len(bounds)
     _focus(above, [bounds for bounds, _ in stages.values()], 10 * (tol or 0))
@@ -58,10 +58,10 @@ def plot_convergence(fit: Any, *, tol: float | None = None, title: str = "Log-li
     if any(np.diff(bounds).any() for bounds, _ in stages.values()):
         below.set_yscale("log")
     if tol:
-        below.axhline(tol, color=drawing.FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        below.axhline(tol, color=style.FAINT, linewidth=1, linestyle=(0, (4, 3)))
         below.annotate(
             f"tol = {tol:g}", (0, tol), (4, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="left", va="bottom", color=drawing.FAINT, fontsize=9,
+            ha="left", va="bottom", color=style.FAINT, fontsize=9,
         )  # fmt: skip
     above.set_ylabel("log-likelihood\n(nats per sample)")
     below.set_ylabel("change in a pass\n(nats per sample)")
@@ -69,9 +69,9 @@ def plot_convergence(fit: Any, *, tol: float | None = None, title: str = "Log-li
     below.set_xlabel("pass (a gap: it changed nothing)" if gap else "pass")
     below.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in (above, below):
-        drawing.bare(axes)
+        style.bare(axes)
     figure.align_ylabels()
-    drawing.title(figure, title)
+    style.title(figure, title)
     return figure
 
 
@@ -107,8 +107,8 @@ def _focus(axes: Axes, series: Sequence[Sequence[float]], least: float) -> None:
         margin = 0.06 * (high - low)
         axes.set_ylim(low - margin, high + 2 * margin)
         axes.annotate(
-            f"from {drawing.number(min(everything))}", (2, 0), (8, 4), xycoords=("data", "axes fraction"),
-            textcoords="offset points", ha="left", va="bottom", color=drawing.FAINT, fontsize=9,
+            f"from {style.number(min(everything))}", (2, 0), (8, 4), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="left", va="bottom", color=style.FAINT, fontsize=9,
         )  # fmt: skip
     elif short > 0:
         axes.set_ylim(low, high)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm import drawing
+from daskgmm.plotting import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def plot_segmentation(
     lookup = np.concatenate([palette, [[255, 255, 255]]]).astype(np.uint8)  # -1 is the last: white
     n = len(images)
     height = sum(image.shape[0] / image.shape[1] for image in images)
-    figure = drawing.figure(10, 5 * height + 1.4)
+    figure = style.figure(10, 5 * height + 1.4)
     grid = figure.add_gridspec(n + 1, 2, height_ratios=[1] * n + [0.1])
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         for j, (pixels, what) in enumerate(((image, "photograph"), (lookup[label], f"{len(palette)} components"))):
@@ -58,19 +58,19 @@ def plot_segmentation(
             axes.imshow(pixels, interpolation="nearest")
             axes.set_axis_off()
             name = f"{names[i]}: " if names is not None else ""
-            axes.set_title(f"{name}{what}", loc="left", fontsize=10, color=drawing.INK)
+            axes.set_title(f"{name}{what}", loc="left", fontsize=10, color=style.INK)
     strip = figure.add_subplot(grid[n, :])
     left = 0.0
     for k in np.argsort(-share, kind="stable"):
         strip.barh(0, share[k], left=left, height=1, color=palette[k] / 255, edgecolor="white", linewidth=1.5)
         if share[k] > 0.03:
-            ink = "white" if palette[k] @ [0.299, 0.587, 0.114] < 140 else drawing.INK  # luma, ITU-R BT.601
+            ink = "white" if palette[k] @ [0.299, 0.587, 0.114] < 140 else style.INK  # luma, ITU-R BT.601
             strip.text(left + share[k] / 2, 0, f"{share[k]:.0%}", ha="center", va="center", color=ink, fontsize=9)
         left += share[k]
     strip.set(xlim=(0, left), ylim=(-0.5, 0.5))
     strip.set_axis_off()
-    strip.set_title("weight of each component, in its mean colour", loc="left", fontsize=10, color=drawing.INK)
-    drawing.title(figure, title)
+    strip.set_title("weight of each component, in its mean colour", loc="left", fontsize=10, color=style.INK)
+    style.title(figure, title)
     return figure
 
 
@@ -112,7 +112,7 @@ def plot_eigenvectors(
     # The sign of an eigenvector means nothing: bright is where most of it points.
     vectors = vectors * np.where(vectors.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
     mosaic = _mosaic(vectors.transpose(0, 2, 1).reshape(k, n, *shape))
-    figure = drawing.figure(1.9 + 0.52 * n * shape[1] / max(shape), 1.15 + 0.52 * k * shape[0] / max(shape))
+    figure = style.figure(1.9 + 0.52 * n * shape[1] / max(shape), 1.15 + 0.52 * k * shape[0] / max(shape))
     axes = figure.subplots()
     reach = float(np.nanpercentile(np.abs(mosaic), 99))  # one pixel must not take the contrast from all others
     axes.imshow(mosaic, cmap="gray", vmin=-reach, vmax=reach, interpolation="nearest")
@@ -125,12 +125,12 @@ def plot_eigenvectors(
     deviation = np.sqrt(np.trace(matrices, axis1=1, axis2=2) / d)
     right = axes.secondary_yaxis("right")
     right.set_yticks(rows, [f"{s:#.3g}" for s in deviation])
-    right.set_ylabel(f"standard deviation{f' ({unit})' if unit else ''}", color=drawing.INK)
+    right.set_ylabel(f"standard deviation{f' ({unit})' if unit else ''}", color=style.INK)
     for side in (axes, right):
-        side.tick_params(length=0, labelsize=9, colors=drawing.INK)
+        side.tick_params(length=0, labelsize=9, colors=style.INK)
         for spine in side.spines.values():
             spine.set_visible(False)
-    drawing.title(figure, title)
+    style.title(figure, title)
     return figure
 
 

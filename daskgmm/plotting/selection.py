@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskgmm import drawing
+from daskgmm.plotting import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,25 +37,23 @@ def plot_selection(results: Any, *, title: str = "") -> Figure:
     values = results[name].transpose("covariance_type", "n_components").values
     ks, models = results["n_components"].values, results["covariance_type"].values
     best = np.unravel_index(np.nanargmin(values), values.shape)
-    figure = drawing.figure(7.5, 4.5)
+    figure = style.figure(7.5, 4.5)
     axes = figure.subplots()
     (_draw_lines if len(models) <= _LINES else _draw_field)(axes, ks, models, values, best, name.upper())
     axes.set_xlabel("number of components")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     at_best = f"{models[best[0]]}, {ks[best[1]]} components"
-    drawing.title(figure, title or f"{at_best}: {name.upper()} {drawing.number(float(values[best]))}")
+    style.title(figure, title or f"{at_best}: {name.upper()} {style.number(float(values[best]))}")
     return figure
 
 
 def _draw_lines(axes: Axes, ks: Any, models: Any, values: Any, best: tuple[Any, ...], name: str) -> None:
     from scipy.optimize import isotonic_regression
 
-    colours = [drawing.STAGES["data"] if i == best[0] else drawing.FAINT for i in range(len(values))]
+    colours = [style.STAGES["data"] if i == best[0] else style.FAINT for i in range(len(values))]
     for line, colour in zip(values, colours, strict=True):
-        axes.plot(ks, line, color=colour, marker="o", markersize=4, zorder=2 + (colour != drawing.FAINT))
-    axes.plot(
-        ks[best[1]], values[best], marker="o", markersize=11, markerfacecolor="none", color=drawing.STAGES["data"]
-    )
+        axes.plot(ks, line, color=colour, marker="o", markersize=4, zorder=2 + (colour != style.FAINT))
+    axes.plot(ks[best[1]], values[best], marker="o", markersize=11, markerfacecolor="none", color=style.STAGES["data"])
     low, high = axes.get_ylim()
     known = [line[np.isfinite(line)] for line in values]
     named = sorted((i for i, line in enumerate(known) if len(line)), key=lambda i: known[i][-1])
@@ -68,7 +66,7 @@ def _draw_lines(axes: Axes, ks: Any, models: Any, values: Any, best: tuple[Any, 
             transform=axes.get_yaxis_transform(),
         )  # fmt: skip
     axes.set_ylabel(f"{name} (lower is better)")
-    drawing.bare(axes)
+    style.bare(axes)
 
 
 def _draw_field(axes: Axes, ks: Any, models: Any, values: Any, best: tuple[Any, ...], name: str) -> None:
@@ -78,12 +76,12 @@ def _draw_field(axes: Axes, ks: Any, models: Any, values: Any, best: tuple[Any, 
     others = behind[behind > 0]
     scale = LogNorm(others.min(), others.max(), clip=True) if len(others) else None
     field = axes.pcolormesh(ks, np.arange(len(models)), behind, cmap="Blues_r", norm=scale)
-    axes.plot(ks[best[1]], best[0], marker="o", markersize=8, markerfacecolor="none", color=drawing.STAGES["sample"])
+    axes.plot(ks[best[1]], best[0], marker="o", markersize=8, markerfacecolor="none", color=style.STAGES["sample"])
     axes.set_yticks(np.arange(len(models)), models)
     axes.invert_yaxis()
     bar = axes.figure.colorbar(field, ax=axes)
-    bar.set_label(f"{name} above the best", color=drawing.INK)
+    bar.set_label(f"{name} above the best", color=style.INK)
     for side in (axes, bar.ax):
-        side.tick_params(length=0, labelsize=9, colors=drawing.INK)
+        side.tick_params(length=0, labelsize=9, colors=style.INK)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import ndtr
 
-from daskgmm.drawing import FAINT, INK, STAGES, bare, figure
 from daskgmm.families.frame import Array
+from daskgmm.plotting.style import FAINT, INK, STAGES, bare, figure
 from daskgmm.reporting.grid import Grid
 from daskgmm.reporting.seen import UNCERTAINTIES, Counts
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from daskgmm.data.faults import retried
-from daskgmm.data.write import Target
+from daskgmm.data.retry import retried
 from daskgmm.reporting.page import GENERATOR
+from daskgmm.storage.groups import Target
 
 _MARK = f'<meta name="generator" content="{GENERATOR}">'.encode()
 _HEAD = 1000  # bytes within which it stands

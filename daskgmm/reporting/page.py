@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from daskgmm import persistence, plotting
+from daskgmm import plotting
 from daskgmm.data.blocks import Samples
 from daskgmm.estimators.mixture import load
 from daskgmm.reporting import figures
@@ -20,6 +20,7 @@ from daskgmm.reporting.figures import HELD, SIZE
 from daskgmm.reporting.grid import NO_GRID, Grid, grid_of
 from daskgmm.reporting.seen import Seen, place, see
 from daskgmm.reporting.svg import literal, svg
+from daskgmm.storage import models
 from daskgmm.urls import presentable
 
 GENERATOR = "daskgmm report"
@@ -80,7 +81,7 @@ def page(model: str, samples: Samples | None = None, store: str = "", missing: s
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError("a report draws figures, which needs matplotlib: pip install 'daskgmm[plot]'") from error
-    ds = persistence.read(model)
+    ds = models.read(model)
     gm = load(model)
     fit, params = json.loads(ds.attrs["fit"]), json.loads(ds.attrs["params"])
     names = [clean(name) for name in getattr(gm, "feature_names_in_", range(gm.n_features_in_))]

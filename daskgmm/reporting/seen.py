@@ -15,8 +15,10 @@ from daskgmm.data.blocks import Block, Region, Samples, joined
 from daskgmm.em.estep import Rows, compile_prediction
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array
-from daskgmm.passes import Kernel, check_memory, total
-from daskgmm.prediction import LABELS, LOG_CERTAINTY, LOG_DENSITY, block_kernel
+from daskgmm.passes.graph import total
+from daskgmm.passes.memory import check_memory
+from daskgmm.passes.reader import Kernel
+from daskgmm.prediction.predict import LABELS, LOG_CERTAINTY, LOG_DENSITY, block_kernel
 from daskgmm.reporting.grid import Grid
 
 UNCERTAINTIES = np.linspace(0, 1, 51)  # edges of the bins of 1 - max γ

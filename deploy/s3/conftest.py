@@ -20,8 +20,8 @@ from distributed import Client, LocalCluster
 
 import daskgmm.data.blocks
 from daskgmm import GaussianMixture, load, open_samples
-from daskgmm.labelling import write_predictions
-from daskgmm.prediction import LABELS
+from daskgmm.prediction.predict import LABELS
+from daskgmm.prediction.write import write_predictions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -36,8 +36,8 @@ PASSES = 4  # of EM, over all of the data
 OPTIONS = {"random_state": 0, "subsample": 2000, "persist": False, "tol": 0, "max_iter": PASSES}
 FIT = ("--components", 3, "--subsample", 2000, "--stream", "--tol", 0, "--max-iter", PASSES)
 _COMMAND = f"""
-import daskgmm.checkpointing, daskgmm.data.blocks
-daskgmm.checkpointing._INTERVAL = 0  # each pass is kept
+import daskgmm.fitting.checkpoint, daskgmm.data.blocks
+daskgmm.fitting.checkpoint._INTERVAL = 0  # each pass is kept
 vars(daskgmm.data.blocks).update({_SMALL})
 from daskgmm.cli import main
 main()

@@ -18,8 +18,8 @@ from proxy import TRANSIENT, Proxy
 from zarr.storage import ObjectStore
 
 from daskgmm import load, open_samples
-from daskgmm.labelling import write_predictions
-from daskgmm.prediction import LABELS
+from daskgmm.prediction.predict import LABELS
+from daskgmm.prediction.write import write_predictions
 
 pytestmark = pytest.mark.filterwarnings("ignore:EM did not converge")
 

@@ -27,10 +27,10 @@ from sklearn.mixture import GaussianMixture as Reference
 from zarr.storage import LocalStore
 
 from daskgmm import GaussianMixture, GaussianMixtureIC, Info
-from daskgmm.cluster import workers
 from daskgmm.data.blocks import Source, joined
 from daskgmm.data.open import open_samples
-from daskgmm.photographs import Photographs, build_patches
+from daskgmm.demo.photographs import Photographs, build_patches
+from daskgmm.passes.cluster import workers
 
 SHAPES = ((1_000_000, 4, 8), (500_000, 16, 16), (200_000, 16, 64), (200_000, 64, 16))  # rows, features, components
 SKLEARN_ROWS = 200_000

@@ -19,7 +19,7 @@ import zarr
 
 import daskgmm.data.blocks
 from daskgmm import GaussianMixture
-from daskgmm.cluster import workers
+from daskgmm.passes.cluster import workers
 
 _ROWS = 100  # of a block
 

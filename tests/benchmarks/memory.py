@@ -18,7 +18,7 @@ import numpy as np
 import zarr
 
 from daskgmm import BernoulliMixture, GaussianMixture
-from daskgmm.cluster import workers
+from daskgmm.passes.cluster import workers
 
 
 def peak_mib() -> float:

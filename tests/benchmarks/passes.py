@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from problems import PROBLEMS
 
-from daskgmm import GaussianMixture, climbing
+from daskgmm import GaussianMixture
 from daskgmm.em import split_merge
+from daskgmm.fitting import sample
 
 Array = npt.NDArray[np.float64]
 
@@ -71,8 +72,8 @@ def counted(k: int) -> Iterator[list[float]]:
 
     with ExitStack() as stack:
         for where, name, rows in (
-            (climbing, "moves", lambda em, parameters, rows, *_: 2 * len(rows)),  # an E-step; moments, twice
-            (climbing, "predict", lambda samples, model, output, missing: samples.n),
+            (sample, "moves", lambda em, parameters, rows, *_: 2 * len(rows)),  # an E-step; moments, twice
+            (sample, "predict", lambda samples, model, output, missing: samples.n),
             (split_merge, "statistics", lambda pieces, models, dtypes: len(models) * 2 / k * len(pieces[0][0])),
         ):
             stack.enter_context(patch.object(where, name, count(getattr(where, name), rows)))

@@ -21,14 +21,15 @@ import numpy.typing as npt
 import psutil
 import zarr
 
-from daskgmm.cluster import workers
 from daskgmm.data.blocks import Block, Samples, joined, of_numpy
 from daskgmm.data.open import open_samples
 from daskgmm.families.bernoulli import Bernoulli
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.families.product import ProductParameters
-from daskgmm.passes import EMPass, total
+from daskgmm.fitting.em_pass import EMPass
+from daskgmm.passes.cluster import workers
+from daskgmm.passes.graph import total
 from daskgmm.process import single_blas
 
 SHARD = 125_000  # rows; an eighth of them a chunk

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.photographs import Photographs
+from daskgmm.demo.photographs import Photographs
 
 Array = npt.NDArray[np.float64]
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from daskgmm.data import blocks as module
 from daskgmm.data.blocks import Source, joined, of_numpy, region_size, regular_blocks
 from daskgmm.data.dask import of_dask
-from daskgmm.data.survey import draw
-from daskgmm.passes import assemble
+from daskgmm.fitting.survey import draw
+from daskgmm.passes.graph import assemble
 
 sizes = st.integers(1, 12)
 

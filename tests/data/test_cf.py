@@ -13,8 +13,8 @@ import xarray as xr
 import zarr
 
 from daskgmm import BernoulliMixture, GaussianMixture, load, open_samples
-from daskgmm.labelling import write_predictions
-from daskgmm.prediction import LABELS, LOG_DENSITY, PROBA
+from daskgmm.prediction.predict import LABELS, LOG_DENSITY, PROBA
+from daskgmm.prediction.write import write_predictions
 
 Array = npt.NDArray[np.float64]
 

@@ -14,7 +14,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, WrapperStore
 
-import daskgmm.data.faults
+import daskgmm.data.retry
 from daskgmm import GaussianMixture, open_samples
 
 Array = npt.NDArray[np.float64]
@@ -60,7 +60,7 @@ class Refusing(WrapperStore[Store]):
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daskgmm.data.faults, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(daskgmm.data.retry, "_PAUSES", (0.0, 0.0))
 
 
 @pytest.mark.parametrize("why", ERRORS)
@@ -158,7 +158,7 @@ def test_a_list_of_chunks_is_asked_for_again(blobs: Array, tmp_path: Path) -> No
 
 
 def test_a_client_that_tries_for_long_by_itself_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daskgmm.data.faults, "_PATIENCE", 0.1)
+    monkeypatch.setattr(daskgmm.data.retry, "_PATIENCE", 0.1)
     asked: list[float] = []
 
     def slow(seconds: float) -> None:
@@ -169,5 +169,5 @@ def test_a_client_that_tries_for_long_by_itself_is_not_asked_again(monkeypatch: 
     for seconds, times in ((0.0, 3), (0.06, 2), (0.2, 1)):
         asked.clear()
         with pytest.raises(ConnectionResetError):
-            daskgmm.data.faults.retried(lambda: slow(seconds))  # noqa: B023
+            daskgmm.data.retry.retried(lambda: slow(seconds))  # noqa: B023
         assert len(asked) == times

@@ -19,7 +19,7 @@ from daskgmm.em.stats import Stats
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.families.prior import Prior
-from daskgmm.passes import EMPass
+from daskgmm.fitting.em_pass import EMPass
 from daskgmm.process import single_blas
 
 Array = npt.NDArray[np.float64]

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 
 from daskgmm import GaussianMixture
-from daskgmm.climbing import rungs
 from daskgmm.em.estep import completed, log_densities, log_joint_of, soft_moments, statistics
 from daskgmm.em.kernel import exp, expected_sums, soften
 from daskgmm.em.loop import EMState, remaining
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
-from daskgmm.passes import EMPass
+from daskgmm.fitting.em_pass import EMPass
+from daskgmm.fitting.sample import rungs
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as passes call it
 Array = npt.NDArray[np.float64]
@@ -331,7 +331,7 @@ def test_early_passes_over_data_are_in_single_precision_only_after_a_sample(
             used.update(dtypes)
             return super().__call__(models, dtypes)
 
-    monkeypatch.setattr("daskgmm.fitting.EMPass", Spy)
+    monkeypatch.setattr("daskgmm.fitting.fit.EMPass", Spy)
     x = da.from_array(np.random.default_rng(3).normal(size=(12_000, 3)), chunks=(4000, 3))
     GaussianMixture(3, random_state=0, subsample=subsample).fit(x)
     assert used == precisions

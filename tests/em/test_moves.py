@@ -159,10 +159,10 @@ def test_em_on_the_sample_goes_on_where_no_move_is_made(monkeypatch: pytest.Monk
     """Moves are looked for early, and a start that needs none is as good as ever."""
     rng = np.random.default_rng(0)
     x = 2.0 * CENTRES[rng.integers(5, size=40_000)] / 9 + rng.normal(size=(40_000, 3))
-    monkeypatch.setattr("daskgmm.climbing.moves", lambda *_: [])
+    monkeypatch.setattr("daskgmm.fitting.sample.moves", lambda *_: [])
     bounds = []
     for early in (1, np.inf):
-        monkeypatch.setattr("daskgmm.climbing._EARLY", early)
+        monkeypatch.setattr("daskgmm.fitting.sample._EARLY", early)
         fit = GaussianMixture(5, subsample=10_000, tol=1e-6, max_iter=500, random_state=0).fit(x)
         bounds.append([info.lower_bound for info in fit.history_ if info.stage == "sample"])
     left = 2 * 0.02 * 49 / 10_000  # twice what is told apart, as both are estimated
@@ -195,7 +195,7 @@ def test_a_move_that_collapses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
         return [replace(parameters, means=means, covariances=covariances, factors=factors)]
 
     for moves_there_are in (on_one_row, lambda *_: []):
-        monkeypatch.setattr("daskgmm.climbing.moves", moves_there_are)
+        monkeypatch.setattr("daskgmm.fitting.sample.moves", moves_there_are)
         fits.append(GaussianMixture(5, **options).fit(x))
     assert np.array_equal(fits[0].means_, fits[1].means_)
     with pytest.raises(ValueError, match="collapsed"):
@@ -220,7 +220,7 @@ def test_a_move_to_a_component_on_next_to_no_rows_is_left_out(monkeypatch: pytes
         weights = np.array([5e-4, *4 * [0.24987]])
         return [replace(parameters, weights=weights, means=means, covariances=eyes * tight**2, factors=eyes / tight)]
 
-    monkeypatch.setattr("daskgmm.climbing.moves", on_three_rows)
+    monkeypatch.setattr("daskgmm.fitting.sample.moves", on_three_rows)
     fit = GaussianMixture(5, random_state=0).fit(x)
     there = GaussianMixture(
         5, means_init=np.concatenate([x[:1], CENTRES[1:]]), weights_init=[5e-4, *4 * [0.249875]],
@@ -269,9 +269,9 @@ def test_a_good_move_is_found_among_many_that_are_not(monkeypatch: pytest.Monkey
     settings: dict[str, Any] = {"covariance_type": "spherical", "init_params": "random_from_data", "random_state": 1}
     settings |= {"tol": 1e-6, "max_iter": 1000}
     found = GaussianMixture(16, **settings).fit(rows)
-    monkeypatch.setattr("daskgmm.climbing.moves", hidden)
+    monkeypatch.setattr("daskgmm.fitting.sample.moves", hidden)
     assert GaussianMixture(16, **settings).fit(rows).score(rows) == pytest.approx(found.score(rows), abs=1e-5)
-    monkeypatch.setattr("daskgmm.climbing.moves", lambda *_: [])
+    monkeypatch.setattr("daskgmm.fitting.sample.moves", lambda *_: [])
     assert GaussianMixture(16, **settings).fit(rows).score(rows) < found.score(rows) - 1e-2
 
 

@@ -28,14 +28,16 @@ import daskgmm
 import daskgmm.data.blocks
 from daskgmm import BayesianGaussianMixture, GaussianMixture, GaussianMixtureIC, open_samples
 from daskgmm.em.estep import completed, log_joint_of, soft_moments, statistics
-from daskgmm.em.labelled import Known, known_statistics, others, shifted
+from daskgmm.em.labelled import Known, shifted
 from daskgmm.em.stats import Stats
 from daskgmm.families.bernoulli import Bernoulli
-from daskgmm.families.coding import PLAIN
 from daskgmm.families.covariance import MODELS
+from daskgmm.families.encoding import PLAIN
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.families.product import ProductParameters
+from daskgmm.fitting.labels import known_statistics
+from daskgmm.passes.reader import others
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.intp]
@@ -560,8 +562,8 @@ def test_only_rows_that_are_not_known_are_looked_at(blobs: Array) -> None:
         seen.append(sum(len(x) for x, _ in pieces))
         return real(pieces, prepared)
 
-    real = daskgmm.passes.sums
-    with mock.patch("daskgmm.passes.sums", watched):
+    real = daskgmm.fitting.em_pass.sums
+    with mock.patch("daskgmm.fitting.em_pass.sums", watched):
         model = GaussianMixture(3).fit(blobs, labels=labels)
     assert set(seen) == {int((labels < 0).sum())}
     assert model.history_[-1].n_samples == 600

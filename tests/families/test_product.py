@@ -18,12 +18,13 @@ from scipy.stats import bernoulli, poisson
 from sklearn.naive_bayes import BernoulliNB, CategoricalNB
 
 import daskgmm
-from daskgmm.em.estep import coded, start_statistics, statistics
+from daskgmm.em.estep import start_statistics, statistics
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
 from daskgmm.families import PRODUCTS
 from daskgmm.families.frame import Frame
 from daskgmm.families.product import Product, ProductParameters
+from daskgmm.passes.reader import coded
 
 Array = npt.NDArray[np.float64]
 

@@ -21,10 +21,10 @@ import distributed  # noqa: F401  what a fit needs is imported once
 import numpy as np
 import sklearn.cluster  # noqa: F401
 
-import daskgmm.checkpointing
 import daskgmm.data.blocks
 import daskgmm.estimators.gaussian
-import daskgmm.fitting
+import daskgmm.fitting.checkpoint
+import daskgmm.fitting.fit
 from daskgmm.data.blocks import Source
 
 ROWS_A_BLOCK = 500
@@ -46,7 +46,7 @@ def fit(store: str, folder: Path, checkpoint: Path | None) -> None:
         mock.patch.object(blocks, "BLOCK_VALUES", 3 * ROWS_A_BLOCK),
         mock.patch.object(blocks, "_REGION_VALUES", 3 * ROWS_A_BLOCK),
         mock.patch.object(Source, "read", counted),
-        mock.patch.object(daskgmm.checkpointing, "_INTERVAL", 0),
+        mock.patch.object(daskgmm.fitting.checkpoint, "_INTERVAL", 0),
     ):
         model = daskgmm.estimators.gaussian.GaussianMixture(
             3, random_state=0, subsample=None, n_init=2, tol=1e-9, max_iter=8, persist=False, checkpoint=checkpoint

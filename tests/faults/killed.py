@@ -10,7 +10,9 @@ import sys
 
 import xarray  # noqa: F401  what a run needs is imported once
 
-from daskgmm import labelling, load, open_samples, prediction
+from daskgmm import load, open_samples
+from daskgmm.prediction.predict import LABELS, PROBA
+from daskgmm.prediction.write import write_predictions
 
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
@@ -29,8 +31,8 @@ def run(model: str, store: str, target: str, n: int, answer: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    outputs = (prediction.LABELS, prediction.PROBA)
-    labelling.write_predictions(open_samples(store), load(model)._components(), outputs, target, origin="x")
+    outputs = (LABELS, PROBA)
+    write_predictions(open_samples(store), load(model)._components(), outputs, target, origin="x")
     os.write(answer, str(count).encode())
 
 

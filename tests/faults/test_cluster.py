@@ -25,8 +25,8 @@ from distributed import Client, LocalCluster, Status, wait
 from distributed.chaos import KillWorker
 from harness import ENVIRONMENT, HERE, Cluster, kill, meanwhile, until
 
-import daskgmm.checkpointing
 import daskgmm.data.blocks
+import daskgmm.fitting.checkpoint
 from daskgmm import GaussianMixture
 from daskgmm.cli import main
 
@@ -47,7 +47,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """12 blocks, a tree of two levels; a checkpoint of each pass."""
     monkeypatch.setattr(daskgmm.data.blocks, "BLOCK_VALUES", 600)
     monkeypatch.setattr(daskgmm.data.blocks, "_REGION_VALUES", 600)
-    monkeypatch.setattr(daskgmm.checkpointing, "_INTERVAL", 0)
+    monkeypatch.setattr(daskgmm.fitting.checkpoint, "_INTERVAL", 0)
     with dask.config.set({"distributed.comm.timeouts.connect": "5s"}):
         yield
 

@@ -12,7 +12,7 @@ import pytest
 import zarr
 from harness import ENVIRONMENT, until
 
-from daskgmm.cluster import workers
+from daskgmm.passes.cluster import workers
 
 pytestmark = pytest.mark.slow
 

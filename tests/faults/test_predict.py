@@ -17,12 +17,13 @@ import pytest
 import xarray as xr
 import zarr
 
-import daskgmm.data.faults
-import daskgmm.data.write
-from daskgmm import GaussianMixture, labelling, load, open_samples
-from daskgmm.data.write import Target
-from daskgmm.labelling import write_predictions, write_samples
-from daskgmm.prediction import LABELS, LOG_DENSITY, PROBA
+import daskgmm.data.retry
+import daskgmm.prediction.write
+import daskgmm.storage.groups
+from daskgmm import GaussianMixture, load, open_samples
+from daskgmm.prediction.predict import LABELS, LOG_DENSITY, PROBA
+from daskgmm.prediction.write import write_predictions, write_samples
+from daskgmm.storage.groups import Target
 
 Array = npt.NDArray[np.float64]
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -34,7 +35,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _small_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daskgmm.data.blocks.BLOCK_VALUES", 2000)
-    monkeypatch.setattr(daskgmm.data.faults, "_PAUSES", (0.0,))
+    monkeypatch.setattr(daskgmm.data.retry, "_PAUSES", (0.0,))
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +282,7 @@ def test_a_disk_that_is_full_after_so_many_blocks(
     n: int, model: GaussianMixture, rows: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, target = stored(rows, tmp_path / "x.zarr", "sharded"), tmp_path / "out.zarr"
-    put, left = labelling._put, iter(range(n))
+    put, left = daskgmm.prediction.write._put, iter(range(n))
 
     def full(*args: Any) -> None:
         if next(left, None) is None:
@@ -289,7 +290,7 @@ def test_a_disk_that_is_full_after_so_many_blocks(
         put(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(labelling, "_put", full)
+        patch.setattr(daskgmm.prediction.write, "_put", full)
         with pytest.raises(OSError, match=r"^cannot write block \d+ of '\w+' in '.*out\.zarr' \(.*No space left"):
             write(store, model, target)
     assert unfinished(target)
@@ -301,7 +302,11 @@ def test_writes_that_fail_once_change_nothing(
     model: GaussianMixture, rows: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of blocks, and of metadata."""
-    rng, put, pipe = np.random.default_rng(0), labelling._put, daskgmm.data.write.LocalFileSystem.pipe_file
+    rng, put, pipe = (
+        np.random.default_rng(0),
+        daskgmm.prediction.write._put,
+        daskgmm.storage.groups.LocalFileSystem.pipe_file,
+    )
 
     def flaky(action: Callable[..., Any]) -> Callable[..., Any]:
         failed: set[str] = set()
@@ -314,9 +319,9 @@ def test_writes_that_fail_once_change_nothing(
 
         return once
 
-    monkeypatch.setattr(daskgmm.data.faults, "_PAUSES", (0.0, 0.0, 0.0, 0.0))
-    monkeypatch.setattr(labelling, "_put", flaky(put))
-    monkeypatch.setattr(daskgmm.data.write.LocalFileSystem, "pipe_file", flaky(pipe))
+    monkeypatch.setattr(daskgmm.data.retry, "_PAUSES", (0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(daskgmm.prediction.write, "_put", flaky(put))
+    monkeypatch.setattr(daskgmm.storage.groups.LocalFileSystem, "pipe_file", flaky(pipe))
     write(stored(rows, tmp_path / "x.zarr", "unaligned"), model, tmp_path / "out.zarr")
     right(tmp_path / "out.zarr", model, rows)
 

@@ -18,14 +18,15 @@ from click.testing import CliRunner
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, WrapperStore
 
-import daskgmm.data.faults
-from daskgmm import GaussianMixture, load, open_samples, persistence
-from daskgmm.checkpointing import Checkpoint
+import daskgmm.data.retry
+from daskgmm import GaussianMixture, load, open_samples
 from daskgmm.cli import main
 from daskgmm.data.open import open_store
-from daskgmm.data.write import Target, write_group
-from daskgmm.labelling import write_predictions
-from daskgmm.prediction import LABELS
+from daskgmm.fitting.checkpoint import Checkpoint
+from daskgmm.prediction.predict import LABELS
+from daskgmm.prediction.write import write_predictions
+from daskgmm.storage import models
+from daskgmm.storage.groups import Target, write_group
 from daskgmm.urls import Hidden, presentable
 
 Array = npt.NDArray[np.float64]
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*not recognized as a component 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daskgmm.data.faults, "_PAUSES", (0.0,))
+    monkeypatch.setattr(daskgmm.data.retry, "_PAUSES", (0.0,))
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +209,7 @@ def test_a_model_that_another_program_rewrote_is_the_same(model: GaussianMixture
 def test_what_is_wrong_with_a_model_is_said(
     change: Callable[[xr.Dataset], xr.Dataset], words: str, model: GaussianMixture, tmp_path: Path
 ) -> None:
-    persistence.write(change(model.to_xarray()), tmp_path / "m.zarr", overwrite=False)
+    models.write(change(model.to_xarray()), tmp_path / "m.zarr", overwrite=False)
     with pytest.raises(ValueError, match=rf"m\.zarr' does not hold a valid model \(.*{words}.*\): take a copy"):
         load(tmp_path / "m.zarr")
 
@@ -380,7 +381,7 @@ def test_no_error_shows_a_secret(
 
     def unwritable_block() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("daskgmm.labelling._put", full)
+            patch.setattr("daskgmm.prediction.write._put", full)
             predicted(f"{URL}/torn.zarr")
 
     actions: list[Callable[[], Any]] = [
@@ -445,8 +446,8 @@ def test_a_checkpoint_shows_no_secret(
             patch.setattr(Checkpoint, "once", late)
             fit(f"{URL}/taken")
 
-    monkeypatch.setattr("daskgmm.data.faults.time.sleep", lambda _: None)
-    monkeypatch.setattr("daskgmm.checkpointing._INTERVAL", 0)
+    monkeypatch.setattr("daskgmm.data.retry.time.sleep", lambda _: None)
+    monkeypatch.setattr("daskgmm.fitting.checkpoint._INTERVAL", 0)
     mixture = fit(f"{URL}/kept")
     shown = [repr(mixture), mixture._repr_html_()]
     assert "***@bucket/kept" in shown[0]
@@ -498,7 +499,7 @@ def test_neither_the_command_line_nor_the_log_of_a_worker_shows_a_secret(
         result = CliRunner().invoke(main, command)
         assert SECRET not in result.output, command
         assert result.stderr.count("Error: ") == (result.exit_code != 0)
-    monkeypatch.setattr("daskgmm.labelling._put", full)
+    monkeypatch.setattr("daskgmm.prediction.write._put", full)
     with (
         caplog.at_level(logging.INFO),
         LocalCluster(1, processes=False, threads_per_worker=1, dashboard_address=":0") as cluster,

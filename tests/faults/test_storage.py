@@ -20,9 +20,9 @@ from zarr.abc.store import Store
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore, WrapperStore
 
-import daskgmm.data.faults
+import daskgmm.data.retry
 from daskgmm import GaussianMixture, open_samples
-from daskgmm.passes import gather
+from daskgmm.passes.graph import gather
 
 Array = npt.NDArray[np.float64]
 
@@ -49,7 +49,7 @@ START = {"random_state": 0, "means_init": [[1.0, 1, 0], [8, 0, -3], [-2, 5, 2]],
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daskgmm.data.faults, "_PAUSES", (0.0, 0.001, 0.001))
+    monkeypatch.setattr(daskgmm.data.retry, "_PAUSES", (0.0, 0.001, 0.001))
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_reads_that_fail_once_on_workers_of_their_own_change_nothing(blobs: Arra
     calm = GaussianMixture(3, tol=0, max_iter=20, persist=False, **START).fit(array)
     flaky = Flaky(LocalStore(tmp_path / "x.zarr", read_only=True), 0.05, tmp_path / "log")
     with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
-        client.run(partial(setattr, daskgmm.data.faults, "_PAUSES", (0.0, 0.001, 0.001)))
+        client.run(partial(setattr, daskgmm.data.retry, "_PAUSES", (0.0, 0.001, 0.001)))
         found = GaussianMixture(3, tol=0, max_iter=20, persist=False, **START).fit(zarr.open_array(flaky, mode="r"))
     failed = (tmp_path / "log").read_text().split()
     assert len(failed) > 5
@@ -361,7 +361,7 @@ def test_workers_in_other_processes_name_the_chunk_too(blobs: Array, tmp_path: P
     from distributed import Client, LocalCluster
 
     with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
-        client.run(partial(setattr, daskgmm.data.faults, "_PAUSES", (0.0,)))
+        client.run(partial(setattr, daskgmm.data.retry, "_PAUSES", (0.0,)))
         for damage in (delete, flip):
             array = stored(blobs, tmp_path / "x.zarr", **LAYOUTS["crc32c"])
             lost = after(2, partial(damage, tmp_path / "x.zarr/c/7/0"))

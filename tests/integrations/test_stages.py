@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import zarr
 
-import daskgmm.checkpointing
 import daskgmm.data.blocks
-from daskgmm.data.write import Target
-from daskgmm.integrations import stages
-from daskgmm.integrations.stages import Place, Result, Word
+import daskgmm.fitting.checkpoint
+from daskgmm import stages
+from daskgmm.stages import Place, Result, Word
+from daskgmm.storage.groups import Target
 
 HERE = Place(workers=0)
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -32,7 +32,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def _every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints after each pass, and small blocks."""
-    monkeypatch.setattr(daskgmm.checkpointing, "_INTERVAL", 0)
+    monkeypatch.setattr(daskgmm.fitting.checkpoint, "_INTERVAL", 0)
     monkeypatch.setattr(daskgmm.data.blocks, "BLOCK_VALUES", 600)
     monkeypatch.setattr(daskgmm.data.blocks, "_REGION_VALUES", 300)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import numpy.typing as npt
 
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.data.checks import first
-from daskgmm.em.labelled import Labelled, split
-from daskgmm.families.coding import PLAIN, Coding
+from daskgmm.families.encoding import PLAIN, Coding
 from daskgmm.families.frame import Array
+from daskgmm.fitting.options import Options
+from daskgmm.passes.graph import gather
+from daskgmm.passes.reader import Labelled, outsider, refusal, split
 
 
 @dataclass(frozen=True)
@@ -166,3 +169,56 @@ def _first(mask: npt.NDArray[np.bool_], x: npt.NDArray[Any], start: int) -> tupl
     """The first value that is marked, with the position of its row."""
     found = first(mask, x)
     return None if found is None else (start + found[0], *found[1:])
+
+
+def nothing_left(samples: Samples, gaps: bool) -> ValueError:
+    """The error that no row can be used; ``gaps``: some have missing values."""
+    fact = f"no row of {samples.n} {'has a value' if samples.coding.skips else 'is complete'}"
+    if "weight" in samples.source.beside:
+        if not gaps:
+            return ValueError(f"no row of {samples.n} weighs anything: sample_weight needs non-zero numbers")
+        fact += " and weighs something"
+    if samples.feature_dim is not None:
+        return ValueError(
+            f"{fact}, where the last dimension, {samples.feature_dim!r} of size {samples.n_features}, is taken as the "
+            "features: transpose so that the features are last, or name the variables that are features"
+        )
+    if samples.names is None:
+        return ValueError(
+            f"{fact}, where the last axis, of size {samples.n_features}, is taken as the features: move the features "
+            "there, or fill in what is missing first"
+        )
+    return ValueError(f"{fact}: leave out the variables that lack most, or fill them in first")
+
+
+def survey_samples(samples: Samples, options: Options, chosen: Sequence[Any]) -> Survey:
+    """Look once at all samples, at chosen ones of each block for the sample, and refuse what cannot be fitted.
+
+    Raises
+    ------
+    ValueError
+        No rows, fewer than components, a value or weight that is not finite, a label that is not one of a component:
+        the first one is named.
+    """
+    k = options.n_components
+    survey = merge(gather(samples, partial(survey_block, coding=samples.coding, k=k), chosen))
+    if survey.bad_weight is not None:
+        position, value = survey.bad_weight
+        raise ValueError(
+            f"sample_weight is {value} at {samples.locate(position)}: weights must be finite and not negative"
+        )
+    if survey.bad_label is not None:
+        position, value = survey.bad_label
+        raise ValueError(
+            f"labels is {value:g} at {samples.locate(position)}, but with n_components={k} a label is a whole number "
+            f"from 0 to {k - 1}, or -1 where the component is not known: number them so"
+        )
+    if survey.wrong is not None:
+        position, feature, value = survey.wrong
+        raise outsider(samples.locate(position, feature), value, samples.coding)
+    if survey.bad is not None and options.missing != "drop":
+        position, feature, value = survey.bad
+        raise refusal(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
+    if not survey.n:
+        raise nothing_left(samples, survey.bad is not None or samples.coding.skips)
+    return survey

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from daskgmm.data.blocks import Samples, of_numpy
 from daskgmm.data.checks import Beside
-from daskgmm.data.survey import Survey
 from daskgmm.em.info import Info
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.split_merge import moves
 from daskgmm.families.base import Family
 from daskgmm.families.frame import Array, Frame
-from daskgmm.passes import EMPass
-from daskgmm.prediction import LOG_DENSITY, predict
-from daskgmm.seeding import Start, centres, spread_candidates, start
+from daskgmm.fitting.em_pass import EMPass
+from daskgmm.fitting.options import Options
+from daskgmm.fitting.starts import Start, centres, spread_candidates, start
+from daskgmm.fitting.survey import Survey
+from daskgmm.prediction.predict import LOG_DENSITY, predict
 
 # The ladder of starts: EM on the fewest rows, of which a quarter goes on to four times as many; with a fifth of these
 # rows, the better optimum of nine problems was missed more often.
@@ -42,24 +43,6 @@ _CONSIDERED, _EACH = 16, 4  # pairs of a split and a merge, of the best of each:
 # Where the rows are all there is, so many more after so few passes, if none of the others is better: with them, 12 of
 # 12 fits of 24 components ended within 1e-3 nats a row of the best, and 6 without; with 32, 10.
 _RACED, _RACE_PASSES = 64, 3
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user asks of a fit; names and meanings are the estimator's."""
-
-    n_components: int
-    tol: float
-    max_iter: int
-    n_init: int
-    init_params: str
-    accelerate: bool
-    subsample: int | None
-    missing: str
-    persist: bool | Literal["auto"]
-
-
-OPTIONS = tuple(field.name for field in fields(Options))
 
 
 def starts(

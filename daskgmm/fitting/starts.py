@@ -17,16 +17,17 @@ from scipy.spatial.distance import cdist
 from threadpoolctl import ThreadpoolController
 
 from daskgmm.data.blocks import Block, Samples
-from daskgmm.data.records import pack
-from daskgmm.em.estep import Rows, coded, framed, start_statistics
+from daskgmm.em.estep import Rows, framed, start_statistics
 from daskgmm.em.labelled import Known
 from daskgmm.em.layout import Precision
 from daskgmm.em.loop import look_again
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
-from daskgmm.families.coding import Coding
+from daskgmm.families.encoding import Coding
 from daskgmm.families.frame import Array, Frame
-from daskgmm.passes import gather, total
+from daskgmm.passes.graph import gather, total
+from daskgmm.passes.reader import coded
+from daskgmm.storage.serialize import pack
 
 # Rounds, and candidates a round and component, of k-means‖ (Bahmani et al. 2012, Scalable K-Means++, §5: 5 and 2).
 _ROUNDS = 5

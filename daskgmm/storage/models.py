@@ -18,11 +18,11 @@ import numpy as np
 import xarray as xr
 from zarr.abc.store import Store
 
-from daskgmm.data.faults import cause, reason
-from daskgmm.data.plain import Unread, arrays, fetched, parsed
-from daskgmm.data.write import ATTRIBUTE, METADATA, plain_names, write_group
+from daskgmm.data.retry import cause, reason
 from daskgmm.data.zarr import open_store, store_at
 from daskgmm.families.prior import Prior
+from daskgmm.storage.groups import ATTRIBUTE, METADATA, plain_names, write_group
+from daskgmm.storage.safe_read import Unread, arrays, fetched, parsed
 from daskgmm.urls import presentable
 
 SCHEMA = 2  # from 2 on with a checksum

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from daskgmm.climbing import Options
 from daskgmm.data.blocks import Block, Samples, of_numpy
 from daskgmm.data.checks import Beside
-from daskgmm.data.survey import Survey
-from daskgmm.em.estep import soft_moments
-from daskgmm.em.labelled import Known, Labelled, known_statistics, nothing, shifted
+from daskgmm.em.estep import soft_moments, start_statistics
+from daskgmm.em.labelled import Known, nothing, shifted
 from daskgmm.em.layout import Precision
 from daskgmm.em.loop import EM, EMState, look_again
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
-from daskgmm.families.coding import Coding
+from daskgmm.families.encoding import Coding
 from daskgmm.families.frame import Array
-from daskgmm.passes import EMPass, total
-from daskgmm.seeding import Start, further, start
-
-
-class KnownPass:
-    """An `EMPass` over the other rows, with what is known added; over none, it reads nothing."""
-
-    def __init__(self, others: EMPass, known: Known) -> None:
-        self._others, self._known = others, known
-
-    def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
-        stats = [nothing(model) for model in models] if self._known.alone else self._others(models, dtypes)
-        return [self._known.beside(s, model) for s, model in zip(stats, models, strict=True)]
+from daskgmm.fitting.options import Options
+from daskgmm.fitting.starts import Start, further, start
+from daskgmm.fitting.survey import Survey
+from daskgmm.passes.graph import total
+from daskgmm.passes.reader import Labelled, coded
 
 
 def known_sums(samples: Samples, survey: Survey, em: EM, k: int) -> tuple[Known, int]:
@@ -112,3 +102,20 @@ def _centres(survey: Survey, em: EM, known: Known, options: Options, rng: np.ran
         rows, weights = (em.sample / em.frame.scale)[free], survey.sample_weight[free]
         found[empty] = further(options.init_params, rows, weights, found[~empty], int(empty.sum()), rng)
     return found
+
+
+def known_statistics(pieces: Iterable[Labelled], coding: Coding, blank: Components) -> tuple[Stats, ...]:
+    """Moments of the rows with a label, each in its component."""
+    total = nothing(blank)
+    for x, (weights, labels) in pieces:
+        for label in np.unique(labels[labels >= 0]).astype(np.intp):
+            at = labels == label
+            rows = [(x[at], None if weights is None else weights[at])]
+            (stats,) = start_statistics(coded(rows, coding), blank.take(np.array([label])), _certain)
+            total.moments[label] += stats.moments[0]
+            total = replace(total, n=total.n + stats.n)
+    return (total,)
+
+
+def _certain(z: Array) -> Array:
+    return np.ones((1, z.shape[1]))

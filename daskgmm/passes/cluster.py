@@ -54,7 +54,7 @@ def workers(scheduler: str | None, n_workers: int | None, memory_limit: str) -> 
         cluster: Any = SubprocessCluster(
             n_workers=n_workers or CPU_COUNT,
             threads_per_worker=1,
-            worker_class="daskgmm.cluster.nanny",
+            worker_class="daskgmm.passes.cluster.nanny",
             # Should this process be killed before it is connected, what it started ends by itself. A worker keeps the
             # profiles of 3,600 cycles: of seconds, some 90 MB.
             worker_kwargs={"memory_limit": memory_limit, "death_timeout": "30s", "profile_cycle_interval": "1m"},

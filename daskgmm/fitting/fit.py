@@ -11,21 +11,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from daskgmm.caching import cached
-from daskgmm.checkpointing import NOWHERE, Journal
-from daskgmm.climbing import Options, climb, enough, starts
-from daskgmm.constancy import ConstantPass, refuse_changes
-from daskgmm.data.blocks import Samples, joined, nothing_left, outsider, refusal
-from daskgmm.data.survey import Survey, draw, merge, survey_block
+from daskgmm.data.blocks import Samples, joined
 from daskgmm.em.info import Info
 from daskgmm.em.loop import EM, EMState, run, surviving
-from daskgmm.em.resuming import Begun, Progress, check_states
-from daskgmm.executing import settled
 from daskgmm.families.base import Family
-from daskgmm.passes import EMPass, check_memory, gather
+from daskgmm.fitting.checkpoint import NOWHERE, Begun, Journal, Progress, check_states
+from daskgmm.fitting.em_pass import ConstantPass, EMPass, KnownPass, refuse_changes
+from daskgmm.fitting.labels import known_start, known_sums
+from daskgmm.fitting.options import Candidate
+from daskgmm.fitting.sample import climb, enough, starts
+from daskgmm.fitting.survey import Survey, draw, survey_samples
+from daskgmm.passes.execution import settled
+from daskgmm.passes.memory import cached, check_memory
 from daskgmm.process import single_blas
-from daskgmm.seeding import Start
-from daskgmm.supervision import KnownPass, known_start, known_sums
 
 T = TypeVar("T")
 
@@ -42,15 +40,6 @@ class Fit:
     survey: Survey
     history: tuple[Info, ...]
     n_passes: int  # over all of the data: survey, start and EM
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A mixture to be fitted."""
-
-    family: Family
-    options: Options
-    known: Start
 
 
 @dataclass(frozen=True)
@@ -249,36 +238,3 @@ def _begin(
         states, used = starts(samples, em, survey, options, known, rng)
         n_passes += used
     return Begun(tuple(states), tuple(history), n_passes, rows_known)
-
-
-def survey_samples(samples: Samples, options: Options, chosen: Sequence[Any]) -> Survey:
-    """Look once at all samples, at chosen ones of each block for the sample, and refuse what cannot be fitted.
-
-    Raises
-    ------
-    ValueError
-        No rows, fewer than components, a value or weight that is not finite, a label that is not one of a component:
-        the first one is named.
-    """
-    k = options.n_components
-    survey = merge(gather(samples, partial(survey_block, coding=samples.coding, k=k), chosen))
-    if survey.bad_weight is not None:
-        position, value = survey.bad_weight
-        raise ValueError(
-            f"sample_weight is {value} at {samples.locate(position)}: weights must be finite and not negative"
-        )
-    if survey.bad_label is not None:
-        position, value = survey.bad_label
-        raise ValueError(
-            f"labels is {value:g} at {samples.locate(position)}, but with n_components={k} a label is a whole number "
-            f"from 0 to {k - 1}, or -1 where the component is not known: number them so"
-        )
-    if survey.wrong is not None:
-        position, feature, value = survey.wrong
-        raise outsider(samples.locate(position, feature), value, samples.coding)
-    if survey.bad is not None and options.missing != "drop":
-        position, feature, value = survey.bad
-        raise refusal(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
-    if not survey.n:
-        raise nothing_left(samples, survey.bad is not None or samples.coding.skips)
-    return survey

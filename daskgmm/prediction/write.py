@@ -13,11 +13,12 @@ import zarr
 from zarr.storage import LocalStore
 
 from daskgmm.data.blocks import Block, Samples, Source, regular_blocks
-from daskgmm.data.faults import cause, retried, settle, unwritten
+from daskgmm.data.retry import cause, retried, settle, unwritten
 from daskgmm.em.estep import Rows, compile_prediction
 from daskgmm.families.base import Components
-from daskgmm.passes import assemble, check_memory, gather
-from daskgmm.prediction import LABELS, Output, block_kernel
+from daskgmm.passes.graph import assemble, gather
+from daskgmm.passes.memory import check_memory
+from daskgmm.prediction.predict import LABELS, Output, block_kernel
 from daskgmm.urls import Hidden, presentable
 
 SCHEMA = 1
@@ -67,7 +68,7 @@ def write_predictions(
     import dask.array as da  # not at the top: the kernel below is imported by workers, who need none of these
     import xarray as xr
 
-    from daskgmm.data.write import prepare
+    from daskgmm.storage.groups import prepare
 
     check_memory(samples)
     compile_prediction(model)
@@ -181,7 +182,7 @@ def write_samples(
     import dask.array as da
     import xarray as xr
 
-    from daskgmm.data.write import prepare
+    from daskgmm.storage.groups import prepare
 
     d = family.sample(parameters, 1, np.random.RandomState(0))[0].shape[1]
     blocks = regular_blocks((n_samples,), d, (1,))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daskgmm.photographs import CHANNELS, SIDE, Photographs, build_patches, build_pixels, stored_bytes
+from daskgmm.demo.photographs import CHANNELS, SIDE, Photographs, build_patches, build_pixels, stored_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def run(
     OSError
         The directory cannot be written to, or holds something of that name which daskgmm did not write.
     """
-    from daskgmm import cluster
+    from daskgmm.passes import cluster
 
     begin = time.perf_counter()
     check(output)
@@ -90,7 +90,7 @@ def check(output: str) -> None:
     OSError
         The directory cannot be written to, or holds something of that name which daskgmm did not write.
     """
-    from daskgmm.data.write import check_free
+    from daskgmm.storage.groups import check_free
 
     for module, name in (("matplotlib", "matplotlib"), ("PIL", "Pillow")):
         if importlib.util.find_spec(module) is None:
@@ -150,8 +150,8 @@ def _fit(
 
     from daskgmm.data.open import open_samples
     from daskgmm.estimators.gaussian import GaussianMixture
-    from daskgmm.labelling import write_predictions
-    from daskgmm.prediction import LABELS
+    from daskgmm.prediction.predict import LABELS
+    from daskgmm.prediction.write import write_predictions
 
     begin = time.perf_counter()
     source, labels = str(root / store), str(root / f"{kind}-labels.zarr")

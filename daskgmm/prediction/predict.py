@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.data.blocks import Block, Place, Samples, outsider, refusal
+from daskgmm.data.blocks import Block, Place, Samples
 from daskgmm.data.checks import first
 from daskgmm.em.estep import (
     Rows,
@@ -23,8 +23,9 @@ from daskgmm.em.estep import (
 )
 from daskgmm.em.layout import DOUBLE, LEAST
 from daskgmm.families.base import Components
-from daskgmm.families.coding import Coding
-from daskgmm.passes import Kernel, rows, total
+from daskgmm.families.encoding import Coding
+from daskgmm.passes.graph import rows, total
+from daskgmm.passes.reader import Kernel, outsider, refusal
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a fit would take, before it is started: from the layout of the data and a few seconds of trying.
 
 What a pass has to do (`Work`) follows from the layout and the model, how fast that goes (`Rates`) is measured by
-`daskgmm.calibration`, and `Plan` puts both together for any number of workers.
+`daskgmm.planning.measure`, and `Plan` puts both together for any number of workers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from daskgmm.data.blocks import Samples, joined
 from daskgmm.data.stored import Stored
 from daskgmm.families.base import Components
-from daskgmm.passes import _FAN_IN, worker_memory
+from daskgmm.passes.graph import _FAN_IN
+from daskgmm.passes.memory import worker_memory
 
 PASSES = (4, 8, 20)  # EM's passes over all rows after a start on a sample: few, typical, many
 # EM's passes over the sample, on all cores; moves from there, as passes on one core and as seconds a component. On
@@ -63,7 +64,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast it goes. Seconds of one core; what `daskgmm.calibration` does not measure has a default."""
+    """How fast it goes. Seconds of one core; what `daskgmm.planning.measure` does not measure has a default."""
 
     decode: float  # s a row: read, decompress, join
     arithmetic: float  # s a row: E-step and moments, in single precision if that will do

@@ -22,7 +22,7 @@ import xarray as xr
 from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import MemoryStore
 
-from daskgmm.data.faults import cause, retried, settle, unread, unwritten
+from daskgmm.data.retry import cause, retried, settle, unread, unwritten
 from daskgmm.urls import presentable
 
 _MANIFEST = "daskgmm.json"

@@ -74,7 +74,7 @@ def build_pixels(path: Path, photographs: Photographs) -> bool:
     """
     import xarray as xr
 
-    from daskgmm.data.write import Target, manifest_of, prepare
+    from daskgmm.storage.groups import Target, manifest_of, prepare
 
     manifest = {"kind": "demo pixels", "schema": 1, "photographs": photographs.digest}
     found, complete = manifest_of(Target.at(str(path)))

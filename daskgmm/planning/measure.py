@@ -14,18 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from daskgmm.data.blocks import BLOCK_VALUES, Block, Samples, of_numpy, refusal, region_size
-from daskgmm.data.survey import merge, survey_block
+from daskgmm.data.blocks import BLOCK_VALUES, Block, Samples, of_numpy, region_size
 from daskgmm.em.estep import Rows, completed, statistics, sums
 from daskgmm.em.layout import DOUBLE, SINGLE, Precision, prepare
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array
-from daskgmm.passes import _FAN_IN, EMPass
-from daskgmm.planning import Rates
+from daskgmm.fitting.em_pass import EMPass
+from daskgmm.fitting.starts import start
+from daskgmm.fitting.survey import merge, survey_block
+from daskgmm.passes.graph import _FAN_IN
+from daskgmm.passes.reader import refusal
+from daskgmm.planning.plan import Rates
 from daskgmm.process import single_blas
-from daskgmm.seeding import start
 
 _TRIALS = 12  # blocks, at most
 _THREADS = 4  # at most: more of them would wait for Python's lock, which workers do not share

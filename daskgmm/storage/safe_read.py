@@ -22,7 +22,7 @@ from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
-from daskgmm.data.faults import PERMANENT, cause, reason, retried
+from daskgmm.data.retry import PERMANENT, cause, reason, retried
 from daskgmm.urls import presentable
 
 _DOCUMENT = 2**24  # bytes of JSON, at most: the levels of categorical features are in it

@@ -6,18 +6,24 @@ the survey.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from daskgmm.data.blocks import Samples
-from daskgmm.data.survey import Survey
-from daskgmm.em.layout import Precision
+from daskgmm.data.blocks import Block, Samples
+from daskgmm.em.estep import Rows, compile_statistics, completed, sums
+from daskgmm.em.labelled import Known, nothing
+from daskgmm.em.layout import Precision, Prepared, kind, prepare
 from daskgmm.em.loop import OnePass
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
+from daskgmm.families.encoding import Coding
 from daskgmm.families.frame import Array, Frame
+from daskgmm.fitting.survey import Survey
+from daskgmm.passes.graph import total
+from daskgmm.passes.reader import coded
 
 # What sums lose, as multiples of what a number is rounded by: of the weight, and of the farthest row or the offset. 51
 # and 13 were seen, over offsets to 1e8, outliers to 1e7, sorted rows and weights.
@@ -85,3 +91,42 @@ def refuse_changes(samples: Samples, before: Survey, now: Survey) -> None:
             f"the data changed since they were surveyed, first between {first} and {last} ({(~same).any(axis=1).sum()} "
             f"of {len(same)} blocks): fit them from the start, once nothing writes to them"
         )
+
+
+class EMPass:
+    """E-step and moments over all samples: what `daskgmm.em.loop.EM.run` calls once an iteration."""
+
+    def __init__(self, samples: Samples, n: int = 0) -> None:
+        self.n = n  # passes made
+        self._samples = samples
+        self._compiled: set[Any] = set()
+        self._scatter: dict[Any, Array] = {}  # of lean models: the same in each pass
+
+    def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
+        kinds = [(*kind(model), dtype) for model, dtype in zip(models, dtypes, strict=True)]
+        if not self._compiled.issuperset(kinds):
+            compile_statistics(models, dtypes)
+            self._compiled.update(kinds)
+        self.n += 1
+        lean = {kind for kind, model in zip(kinds, models, strict=True) if model.lean}
+        pool = not lean.issubset(self._scatter)
+        kernel = partial(_sums, prepared=prepare(models, dtypes, pool), coding=self._samples.coding)
+        stats = total(self._samples, kernel)
+        if pool:
+            self._scatter |= {k: s.scatter for k, m, s in zip(kinds, models, stats, strict=True) if m.lean}
+        return [completed(s, m, self._scatter.get(k)) for k, m, s in zip(kinds, models, stats, strict=True)]
+
+
+def _sums(block: Block, pieces: Iterator[Rows], prepared: Sequence[Prepared], coding: Coding) -> tuple[Stats, ...]:
+    return sums(coded(pieces, coding), prepared)
+
+
+class KnownPass:
+    """An `EMPass` over the other rows, with what is known added; over none, it reads nothing."""
+
+    def __init__(self, others: EMPass, known: Known) -> None:
+        self._others, self._known = others, known
+
+    def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
+        stats = [nothing(model) for model in models] if self._known.alone else self._others(models, dtypes)
+        return [self._known.beside(s, model) for s, model in zip(stats, models, strict=True)]

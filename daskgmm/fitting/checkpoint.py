@@ -14,9 +14,9 @@ import re
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib.metadata import version
 from itertools import count
 from typing import Any, TypeVar
@@ -25,20 +25,19 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.blocks import Samples
-from daskgmm.data.records import pack, unpack
-from daskgmm.data.survey import Survey
-from daskgmm.data.write import Target
 from daskgmm.em.acceleration import Mixing
 from daskgmm.em.info import Info
 from daskgmm.em.labelled import Known
-from daskgmm.em.loop import EMState
-from daskgmm.em.resuming import Begun, Progress
+from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import CollapsedComponentError, GaussianParameters
 from daskgmm.families.gaussian_components import DenseComponents, DiagonalComponents
 from daskgmm.families.product import LinearComponents, ProductParameters
 from daskgmm.families.variational import VariationalParameters
+from daskgmm.fitting.survey import Survey
+from daskgmm.storage.groups import Target
+from daskgmm.storage.serialize import pack, unpack
 
 T = TypeVar("T")
 
@@ -59,6 +58,32 @@ class _Fit:
     identity: str  # JSON
     stamp: str | None
     random: tuple[str, npt.NDArray[np.uint32], int, int, float]  # RandomState.get_state()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Where the passes of EM start, for one candidate."""
+
+    states: tuple[EMState, ...]
+    history: tuple[Info, ...]  # of the sample
+    n_passes: int  # over all of the data
+    rows_known: Known | None  # those whose component is
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the passes of EM are."""
+
+    states: tuple[EMState, ...]
+    history: tuple[Info, ...]
+    n_passes: int
+    tol: float  # under which states have converged
+
+    def under(self, tol: float) -> Progress:
+        """The same under another tolerance: what has converged goes on, if that is less."""
+        if tol >= self.tol:
+            return replace(self, tol=tol)
+        return replace(self, tol=tol, states=tuple(replace(state, converged=False) for state in self.states))
 
 
 _KINDS = (
@@ -255,3 +280,25 @@ def _state(rng: np.random.RandomState) -> Any:
 
 def _named(name: str, data: bytes) -> str:
     return f"{name}-{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
+
+
+def check_states(ems: Sequence[EM], states: Sequence[EMState], ks: Sequence[int]) -> None:
+    """Refuse states that are not of mixtures of so many components.
+
+    Raises
+    ------
+    ValueError
+    """
+    if len(ems) != len(states) or not all(map(_sound, ems, states, ks)):
+        raise ValueError("the checkpoint holds what is not of this mixture: begin the fit in another directory")
+
+
+def _sound(em: EM, state: EMState, k: int) -> bool:
+    blank = em.family.blank(k, em.frame)
+    try:
+        thetas = [em.family.components(some.parameters, em.frame).theta for some in (state, state.settled)]
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError):
+        return False
+    moments = (*state.mixing.points, *state.mixing.images, *([] if state.point is None else [state.point]))
+    sound = (array.size == blank.theta.size and np.isfinite(array).all() for array in moments)
+    return all(theta.shape == blank.theta.shape and (theta < np.inf).all() for theta in thetas) and all(sound)

@@ -1,0 +1,1 @@
+"""The demonstration of `daskgmm demo`, and its data."""

@@ -1,0 +1,1 @@
+"""The cost of a fit before it is started."""

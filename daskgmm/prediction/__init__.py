@@ -1,0 +1,1 @@
+"""Labels, responsibilities and densities of rows: lazily, or written region by region."""

@@ -1,0 +1,1 @@
+"""Models, predictions and checkpoints as files: written whole, read without running anything in them."""
