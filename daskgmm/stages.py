@@ -320,11 +320,12 @@ def label(
     """Write what `predict` finds, and if asked more, of samples of a store and an array in it; the names of both."""
     outputs = [LABELS, *([PROBA] if proba else []), *([LOG_DENSITY] if log_density else [])]
     write_predictions(
-        gm._coded(samples),
+        samples,
         gm._components(),
         outputs,
         output,
         missing=gm.missing,
+        encoding=gm._encoding(),
         origin=json.dumps([*origin, list(samples.names or ())]),
         overwrite=overwrite,
         watch=watch,

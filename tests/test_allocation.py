@@ -17,6 +17,7 @@ import daskgmm.process
 from daskgmm.data.open import open_samples
 from daskgmm.passes.cluster import workers
 from daskgmm.passes.graph import gather
+from daskgmm.passes.reader import Reader
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other limits")
 
@@ -39,9 +40,9 @@ def test_a_second_pass_clears_no_memory(store: Path) -> None:
 
     samples = open_samples(store)
     with workers(None, 1, "1GiB") as client:
-        gather(samples, read)
+        gather(Reader(samples), read)
         (before,) = client.run(cleared).values()
-        decoded = sum(gather(samples, read))
+        decoded = sum(gather(Reader(samples), read))
         (after,) = client.run(cleared).values()
     assert after - before < decoded  # without, more than twice as much
 
@@ -54,7 +55,7 @@ def test_workers_with_little_memory_keep_dasks_limits(memory: str, left: bool, s
         return daskgmm.process._mallopt() is None
 
     with workers(None, 1, memory):
-        assert set(gather(open_samples(store), found)) == {left}
+        assert set(gather(Reader(open_samples(store)), found)) == {left}
 
 
 @pytest.mark.parametrize("threads", [True, False], ids=["a worker without a nanny", "no worker"])
@@ -65,7 +66,7 @@ def test_a_process_that_did_not_start_with_dasks_limits_is_left_alone(
     with mock.patch.object(daskgmm.process, "ctypes") as ctypes:
         if threads:
             with LocalCluster(1, processes=False, dashboard_address=None) as cluster, Client(cluster):
-                gather(open_samples(store), lambda block, pieces: None)
+                gather(Reader(open_samples(store)), lambda block, pieces: None)
         else:
-            gather(open_samples(store), lambda block, pieces: None)
+            gather(Reader(open_samples(store)), lambda block, pieces: None)
     assert not ctypes.CDLL.return_value.mallopt.called

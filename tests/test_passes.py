@@ -31,6 +31,7 @@ from daskgmm.data.blocks import of_numpy
 from daskgmm.data.open import open_samples
 from daskgmm.fitting.survey import draw
 from daskgmm.passes.graph import gather, total
+from daskgmm.passes.reader import Reader
 from daskgmm.process import single_blas
 
 Array = npt.NDArray[np.float64]
@@ -92,7 +93,7 @@ def test_a_total_is_the_sum_over_any_number_of_blocks(n: int, block: int, fan_in
         samples = of_numpy([values], (n,), 1)
         assert len(samples.blocks) == -(-n // block)
         with dask.config.set(scheduler="synchronous"):
-            assert total(samples, numbers) == (values.sum(), n)
+            assert total(Reader(samples), numbers) == (values.sum(), n)
 
 
 class Order:
@@ -114,7 +115,7 @@ def test_the_tree_depends_on_the_number_of_blocks_alone(scheduler: str) -> None:
     with mock.patch.object(daskgmm.data.blocks, "BLOCK_VALUES", 1):
         samples = of_numpy([np.zeros((10, 1))], (10,), 1)
     with dask.config.set(scheduler=scheduler):
-        ((order),) = total(samples, named)
+        ((order),) = total(Reader(samples), named)
     assert order.text == "((((((((0+1)+2)+3)+4)+5)+6)+7)+(8+9))"
 
 
@@ -122,7 +123,7 @@ def test_gather_keeps_the_order_of_the_blocks() -> None:
     with mock.patch.object(daskgmm.data.blocks, "BLOCK_VALUES", 1):
         samples = of_numpy([np.arange(50.0).reshape(-1, 1)], (50,), 1)
     own = draw(samples, 50, np.random.RandomState(0))
-    found = gather(samples, lambda block, pieces, mine: (float(next(iter(pieces))[0][0, 0]), int(mine[0])), own)
+    found = gather(Reader(samples), lambda block, pieces, mine: (float(next(iter(pieces))[0][0, 0]), int(mine[0])), own)
     assert found == [(float(i), i) for i in range(50)]
 
 
@@ -146,7 +147,7 @@ def test_a_store_is_read_by_as_many_threads_as_are_configured(count: int, store:
     samples = open_samples(store)
     samples = replace(samples, blocks=samples.blocks[: 3 * count])
     with dask.config.set(num_workers=count):
-        assert len(set(gather(samples, ident))) == count
+        assert len(set(gather(Reader(samples), ident))) == count
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -323,7 +324,7 @@ def test_blas_has_one_thread_in_every_task_and_its_own_number_after() -> None:
     samples = of_numpy([np.zeros((10, 2))], (10,), 2)
     before = _blas_threads()
     for _ in range(3):
-        assert set(gather(samples, lambda block, pieces: _blas_threads())[0]) == {1}
+        assert set(gather(Reader(samples), lambda block, pieces: _blas_threads())[0]) == {1}
         with single_blas():
             assert set(_blas_threads()) == {1}
         assert _blas_threads() == before

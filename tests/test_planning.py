@@ -27,6 +27,7 @@ from daskgmm.families.gaussian import Gaussian
 from daskgmm.families.gaussian_components import GaussianComponents
 from daskgmm.passes.graph import total
 from daskgmm.passes.memory import check_memory, worker_memory
+from daskgmm.passes.reader import Reader
 from daskgmm.planning.measure import calibrate
 from daskgmm.planning.plan import Plan, Rates, Work, flops_a_row
 
@@ -83,7 +84,7 @@ def test_tasks_are_those_of_the_graph(blocks: int, levels: int, folder: Path) ->
     samples = open_samples(folder / "x.zarr")
     samples = replace(samples, blocks=samples.blocks[:blocks])
     with dask.config.set(scheduler="synchronous"), Callback(posttask=lambda key, *_: ran.append(key)):
-        total(samples, lambda block, pieces: (block.n,))
+        total(Reader(samples), lambda block, pieces: (block.n,))
     found = Work.of(samples, blank(2, 3))
     tasks = [key for key in ran if isinstance(key, tuple)]  # but for the nodes that all tasks share
     assert (found.blocks, found.levels) == (blocks, levels)

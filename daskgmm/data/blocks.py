@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.checks import ALONE, Beside, check_extent
-from daskgmm.families.encoding import PLAIN, Coding
 
 Region = tuple[slice, ...]
 
@@ -117,10 +116,6 @@ class Samples:
     grid_mapping: tuple[str, str] | None = None  # in "attrs" or "encoding" of xarray's; and what it is
     region_bytes: int = 0  # at most, of one read; decoded
     graph: Mapping[Any, Any] = field(default_factory=dict)  # of dask arrays, in place of the source
-    kept: tuple[tuple[Any, Any], ...] = ()  # of each block, in place of both: a key, and the future of its pieces
-    coding: Coding = PLAIN  # what its values mean to the family
-    unlabelled: bool = False  # do only those rows count whose component is not known?
-    recorded: Callable[[Callable[[], Any]], Any] | None = None  # returns what a pass does, or did in an earlier run
 
     @property
     def n(self) -> int:

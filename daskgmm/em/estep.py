@@ -15,15 +15,11 @@ import numpy.typing as npt
 
 from daskgmm.em import kernel
 from daskgmm.em.kernel import normalize
-from daskgmm.em.layout import DOUBLE, LARGEST_TILE, LEAST, SINGLE, Precision, Prepared, direct, prepare, tile_rows
+from daskgmm.em.layout import DOUBLE, LEAST, SINGLE, Precision, Prepared, direct, prepare, tile_rows
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
-from daskgmm.families.encoding import PLAIN, Coding
-from daskgmm.families.frame import Array, Frame
-
-_STRIP_VALUES = 2**17  # 1 MiB as float64: what is converted at a time
-
-Rows = tuple[npt.NDArray[np.generic], Array | None]  # x (n, d), weights (n,)
+from daskgmm.families.encoding import PLAIN, FeatureEncoding, spans, strip_rows
+from daskgmm.families.frame import Array, Frame, Rows
 
 
 def sums(pieces: Iterable[Rows], prepared: Sequence[Prepared]) -> tuple[Stats, ...]:
@@ -113,7 +109,7 @@ def soft_moments(z: Array, resp: Array, blank: Components) -> Array:
 
 
 def log_joint_of(
-    x: npt.NDArray[np.generic], model: Components, least: float = 0.0, coding: Coding = PLAIN
+    x: npt.NDArray[np.generic], model: Components, least: float = 0.0, encoding: FeatureEncoding = PLAIN
 ) -> Iterator[tuple[slice, Array]]:
     """Tile by tile, log weight + log p(x | k): (k, n), for each row of x (n, d) in the model's own units.
 
@@ -124,8 +120,8 @@ def log_joint_of(
     cut = -np.log(least) if least else np.inf
     width = len(model.frame.shift)
     components = None if model.linear else direct([model], np.arange(len(model.means)), DOUBLE)
-    for at in _spans(len(x), tile_rows(width)):
-        rows = np.ascontiguousarray(coding.encoded(x[at]), dtype=np.float64)
+    for at in spans(len(x), tile_rows(width)):
+        rows = np.ascontiguousarray(encoding.encode(x[at]), dtype=np.float64)
         if components is None:
             yield at, model.theta[:, 1:] @ rows.T + model.theta[:, :1]
         else:
@@ -191,18 +187,14 @@ def strips(x: npt.NDArray[np.generic], weights: Array | None) -> Iterator[tuple[
     What is not so already is copied to the same place strip after strip; what is has the same strips, so that bits do
     not depend on where rows were kept.
     """
-    rows = max(LARGEST_TILE, _STRIP_VALUES // max(1, x.shape[1]))
     dtype = np.dtype(np.float32) if np.can_cast(x.dtype, np.float32) else DOUBLE  # small integers are exact, too
     ready = x.dtype == dtype and x.flags.carray  # for arrays that are read-only, all would be compiled once more
+    rows = strip_rows(x.shape[1])
     buffer, none = np.empty((0 if ready else min(rows, len(x)), x.shape[1]), dtype), np.empty(0)
-    for at in _spans(len(x), rows):
+    for at in spans(len(x), rows):
         strip: Any = x[at]
         if not ready:
             strip = buffer[: len(strip)]
             strip[:] = x[at]
         w = none if weights is None else np.array(weights[at], dtype=np.float64)
         yield strip, w
-
-
-def _spans(n: int, rows: int) -> Iterator[slice]:
-    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))

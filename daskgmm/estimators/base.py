@@ -8,7 +8,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from copy import copy
-from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self
 
@@ -23,7 +22,7 @@ from daskgmm.data.open import open_samples
 from daskgmm.em.info import Info
 from daskgmm.estimators.progress import ProgressBar
 from daskgmm.families.base import Components
-from daskgmm.families.encoding import Coding
+from daskgmm.families.encoding import FeatureEncoding
 from daskgmm.fitting.checkpoint import NOWHERE, Checkpoint, Journal
 from daskgmm.prediction.predict import LABELS, LOG_CERTAINTY, LOG_DENSITY, PROBA, Output, totals
 from daskgmm.prediction.predict import predict as predict_lazily
@@ -56,7 +55,7 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """The fitted components, in the user's units."""
 
     @abstractmethod
-    def _coding(self) -> Coding:
+    def _encoding(self) -> FeatureEncoding:
         """What values of samples mean to them."""
 
     @abstractmethod
@@ -181,7 +180,9 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Score, BIC, AIC and ICL, and the number of samples they are of, from one pass."""
         check_is_fitted(self)
         outputs = (LOG_DENSITY, LOG_CERTAINTY)
-        (log_density, log_certainty), n = totals(self._coded(X), self._components(), outputs, self.missing)
+        (log_density, log_certainty), n = totals(
+            self._open(X), self._components(), outputs, self.missing, self._encoding()
+        )
         found = criteria(log_density, log_certainty, self._n_parameters(), n)
         return {"score": log_density / n, **found, "n_samples": n}
 
@@ -258,20 +259,16 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                     stacklevel=2,
                 )
 
-    def _coded(self, X: Any) -> Samples:
-        """X as samples, whose values mean what they mean to the components."""
-        return replace(self._open(X), coding=self._coding())
-
     def _rows(self, X: Any, output: Output) -> Any:
         check_is_fitted(self)
-        samples = self._coded(X)
-        result = predict_lazily(samples, self._components(), output, self.missing)
+        samples, encoding = self._open(X), self._encoding()
+        result = predict_lazily(samples, self._components(), output, self.missing, encoding)
         if samples.coords is None:
             return result
         from daskgmm.data.xarray import wrap
 
         attrs = output.attributes(len(self.weights_), result.dtype)
-        return wrap(samples, result, output.name, attrs, output.encoding(self.missing, samples.coding))
+        return wrap(samples, result, output.name, attrs, output.encoding(self.missing, encoding))
 
 
 def criteria(log_likelihood: float, log_certainty: float, n_parameters: int, n: float) -> dict[str, float]:

@@ -22,7 +22,7 @@ from daskgmm.em.info import Info
 from daskgmm.estimators.base import BaseMixture
 from daskgmm.estimators.tables import History, components, summary
 from daskgmm.families.base import Components
-from daskgmm.families.encoding import Coding
+from daskgmm.families.encoding import FeatureEncoding
 from daskgmm.families.frame import Frame
 from daskgmm.fitting.fit import Fit, fit_mixture
 from daskgmm.fitting.options import OPTIONS, Candidate, Options
@@ -208,15 +208,15 @@ class EMMixture(BaseMixture):
             They are not what a fit finds.
         """
 
-    def _coding(self) -> Coding:
-        return self._fitted().coding
+    def _encoding(self) -> FeatureEncoding:
+        return self._fitted().encoding
 
     def _n_parameters(self) -> int:
         return self._fitted().n_parameters(len(self._parameters().weights), self.n_features_in_)
 
     def _components(self) -> Components:
         family = self._fitted()
-        return family.components(self._parameters(), Frame.identity(family.coding.width(self.n_features_in_)))
+        return family.components(self._parameters(), Frame.identity(family.encoding.width(self.n_features_in_)))
 
 
 def load(path: str | os.PathLike[str]) -> Any:

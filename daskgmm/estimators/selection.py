@@ -23,7 +23,7 @@ from daskgmm.estimators.gaussian import GaussianMixture
 from daskgmm.estimators.tables import History, summary
 from daskgmm.families.base import Components
 from daskgmm.families.covariance import MODELS
-from daskgmm.families.encoding import Coding
+from daskgmm.families.encoding import FeatureEncoding
 from daskgmm.families.prior import Prior
 from daskgmm.fitting.fit import Fit, fit_mixtures
 
@@ -217,8 +217,8 @@ class GaussianMixtureIC(BaseMixture):
             raise ValueError(f"n_components {value!r} is not a number of components: give integers from 1 on")
         return names, ks
 
-    def _coding(self) -> Coding:
-        return self.best_estimator_._coding()
+    def _encoding(self) -> FeatureEncoding:
+        return self.best_estimator_._encoding()
 
     def _components(self) -> Components:
         return self.best_estimator_._components()

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.families.encoding import Coding
+from daskgmm.families.encoding import FeatureEncoding
 from daskgmm.families.frame import Array, Frame
 
 
@@ -91,7 +91,7 @@ class Family(Protocol):
     """What one component is."""
 
     @property
-    def coding(self) -> Coding:
+    def encoding(self) -> FeatureEncoding:
         """What values it takes, and the columns of which φ is made."""
 
     @property

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Rows = tuple[npt.NDArray[np.generic], Array | None]  # x (n, d), and weights (n,) where rows have some
 
 _CLIP = 8.0  # robust deviations; one far row of the sample must not decide the directions
 _RIDGE = 1e-6  # relative; bounds the frame's own condition number, whitening need not be exact

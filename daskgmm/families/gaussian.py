@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.special import xlogy
 
 from daskgmm.families.covariance import CovarianceModel
-from daskgmm.families.encoding import PLAIN, Coding
+from daskgmm.families.encoding import PLAIN, FeatureEncoding
 from daskgmm.families.frame import Array, Frame
 from daskgmm.families.gaussian_components import DenseComponents, DiagonalComponents, GaussianComponents
 from daskgmm.families.prior import Conjugate, Prior
@@ -62,7 +62,7 @@ class Gaussian:
     model: CovarianceModel
     reg_covar: float = 0.0
     prior: Prior | Conjugate | None = None
-    coding: ClassVar[Coding] = PLAIN
+    encoding: ClassVar[FeatureEncoding] = PLAIN
     reseeds: ClassVar[bool] = True
 
     @property

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.families.encoding import Coding
+from daskgmm.families.encoding import FeatureEncoding
 from daskgmm.families.frame import Array, Frame
 
 # What the logarithm of a probability of zero counts as: nothing beside any other, and finite, as zero times it must be.
@@ -102,7 +102,7 @@ class LinearComponents:
 
 
 @dataclass(frozen=True)
-class Product(Coding, ABC):
+class Product(FeatureEncoding, ABC):
     """A family of independent features; implements `daskgmm.families.base.Family`. One subclass a distribution.
 
     Parameters
@@ -167,7 +167,7 @@ class Product(Coding, ABC):
     reseeds = True
 
     @property
-    def coding(self) -> Self:
+    def encoding(self) -> Self:
         return self
 
     def informed(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
@@ -198,9 +198,9 @@ class Product(Coding, ABC):
         return self.partial
 
     def width(self, d: int) -> int:
-        return self.encoded(np.zeros((1, d))).shape[1]
+        return self.encode(np.zeros((1, d))).shape[1]
 
-    def encoded(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def encode(self, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self.plain:
             return x
         there = np.isfinite(x)

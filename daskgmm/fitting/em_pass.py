@@ -13,17 +13,56 @@ from typing import Any
 import numpy as np
 
 from daskgmm.data.blocks import Block, Samples
-from daskgmm.em.estep import Rows, compile_statistics, completed, sums
+from daskgmm.em.estep import compile_statistics, completed, sums
 from daskgmm.em.labelled import Known, nothing
 from daskgmm.em.layout import Precision, Prepared, kind, prepare
 from daskgmm.em.loop import OnePass
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
-from daskgmm.families.encoding import Coding
-from daskgmm.families.frame import Array, Frame
+from daskgmm.families.frame import Array, Frame, Rows
 from daskgmm.fitting.survey import Survey
 from daskgmm.passes.graph import total
-from daskgmm.passes.reader import coded
+from daskgmm.passes.reader import Reader
+
+
+class EMPass:
+    """E-step and moments over all samples: what `daskgmm.em.loop.EM.run` calls once an iteration."""
+
+    def __init__(self, reader: Reader, n: int = 0) -> None:
+        self.n = n  # passes made
+        self._reader = reader
+        self._compiled: set[Any] = set()
+        self._scatter: dict[Any, Array] = {}  # of lean models: the same in each pass
+
+    def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
+        kinds = [(*kind(model), dtype) for model, dtype in zip(models, dtypes, strict=True)]
+        if not self._compiled.issuperset(kinds):
+            compile_statistics(models, dtypes)
+            self._compiled.update(kinds)
+        self.n += 1
+        lean = {kind for kind, model in zip(kinds, models, strict=True) if model.lean}
+        pool = not lean.issubset(self._scatter)
+        kernel = partial(_sums, prepared=prepare(models, dtypes, pool))
+        stats = total(self._reader, kernel)
+        if pool:
+            self._scatter |= {k: s.scatter for k, m, s in zip(kinds, models, stats, strict=True) if m.lean}
+        return [completed(s, m, self._scatter.get(k)) for k, m, s in zip(kinds, models, stats, strict=True)]
+
+
+def _sums(block: Block, pieces: Iterator[Rows], prepared: Sequence[Prepared]) -> tuple[Stats, ...]:
+    return sums(pieces, prepared)
+
+
+class KnownPass:
+    """An `EMPass` over the other rows, with what is known added; over none, it reads nothing."""
+
+    def __init__(self, others: EMPass, known: Known) -> None:
+        self._others, self._known = others, known
+
+    def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
+        stats = [nothing(model) for model in models] if self._known.alone else self._others(models, dtypes)
+        return [self._known.beside(s, model) for s, model in zip(stats, models, strict=True)]
+
 
 # What sums lose, as multiples of what a number is rounded by: of the weight, and of the farthest row or the offset. 51
 # and 13 were seen, over offsets to 1e8, outliers to 1e7, sorted rows and weights.
@@ -36,21 +75,21 @@ class ConstantPass:
     Parameters
     ----------
     one_pass : OnePass
-    samples : Samples
+    reader : Reader
     survey : Survey
     look_again : callable
         Surveys the samples once more.
     """
 
-    def __init__(self, one_pass: OnePass, samples: Samples, survey: Survey, look_again: Callable[[], Survey]) -> None:
-        self._one_pass, self._samples, self._survey, self._look_again = one_pass, samples, survey, look_again
+    def __init__(self, one_pass: OnePass, reader: Reader, survey: Survey, look_again: Callable[[], Survey]) -> None:
+        self._one_pass, self._reader, self._survey, self._look_again = one_pass, reader, survey, look_again
         self._first: dict[int, tuple[Frame, Array, Any]] = {}  # means in each frame, where the survey tells none
 
     def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> Sequence[Stats]:
         found = self._one_pass(models, dtypes)
         for stats, model, dtype in zip(found, models, dtypes, strict=True):
             if not self._same(stats, model, dtype):
-                refuse_changes(self._samples, self._survey, self._look_again())
+                refuse_changes(self._reader.samples, self._survey, self._look_again())
                 raise ValueError(
                     f"a pass found {stats.n} rows of weight {stats.weight:g}, the survey {self._survey.n} of "
                     f"{self._survey.weight:g}, or others in their place: the data change while they are fitted, or a "
@@ -64,7 +103,7 @@ class ConstantPass:
             return stats.n == survey.n and not np.isfinite(stats.moments).all()  # the loop says why
         d = model.means.shape[1]
         mean = (stats.moments[:, 1 : 1 + d] + stats.moments[:, :1] * model.centres).sum(axis=0) / stats.weight
-        if self._samples.coding.plain:
+        if self._reader.encoding.plain:
             expected = frame.means_in(survey.sums / survey.weight - frame.shift)
         else:
             _, expected, coarser = self._first.get(id(frame), (frame, mean, eps))
@@ -91,42 +130,3 @@ def refuse_changes(samples: Samples, before: Survey, now: Survey) -> None:
             f"the data changed since they were surveyed, first between {first} and {last} ({(~same).any(axis=1).sum()} "
             f"of {len(same)} blocks): fit them from the start, once nothing writes to them"
         )
-
-
-class EMPass:
-    """E-step and moments over all samples: what `daskgmm.em.loop.EM.run` calls once an iteration."""
-
-    def __init__(self, samples: Samples, n: int = 0) -> None:
-        self.n = n  # passes made
-        self._samples = samples
-        self._compiled: set[Any] = set()
-        self._scatter: dict[Any, Array] = {}  # of lean models: the same in each pass
-
-    def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
-        kinds = [(*kind(model), dtype) for model, dtype in zip(models, dtypes, strict=True)]
-        if not self._compiled.issuperset(kinds):
-            compile_statistics(models, dtypes)
-            self._compiled.update(kinds)
-        self.n += 1
-        lean = {kind for kind, model in zip(kinds, models, strict=True) if model.lean}
-        pool = not lean.issubset(self._scatter)
-        kernel = partial(_sums, prepared=prepare(models, dtypes, pool), coding=self._samples.coding)
-        stats = total(self._samples, kernel)
-        if pool:
-            self._scatter |= {k: s.scatter for k, m, s in zip(kinds, models, stats, strict=True) if m.lean}
-        return [completed(s, m, self._scatter.get(k)) for k, m, s in zip(kinds, models, stats, strict=True)]
-
-
-def _sums(block: Block, pieces: Iterator[Rows], prepared: Sequence[Prepared], coding: Coding) -> tuple[Stats, ...]:
-    return sums(coded(pieces, coding), prepared)
-
-
-class KnownPass:
-    """An `EMPass` over the other rows, with what is known added; over none, it reads nothing."""
-
-    def __init__(self, others: EMPass, known: Known) -> None:
-        self._others, self._known = others, known
-
-    def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
-        stats = [nothing(model) for model in models] if self._known.alone else self._others(models, dtypes)
-        return [self._known.beside(s, model) for s, model in zip(stats, models, strict=True)]

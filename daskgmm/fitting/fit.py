@@ -22,7 +22,8 @@ from daskgmm.fitting.options import Candidate
 from daskgmm.fitting.sample import climb, enough, starts
 from daskgmm.fitting.survey import Survey, draw, survey_samples
 from daskgmm.passes.execution import settled
-from daskgmm.passes.memory import cached, check_memory
+from daskgmm.passes.memory import check_memory, keep_rows
+from daskgmm.passes.reader import Reader
 from daskgmm.process import single_blas
 
 T = TypeVar("T")
@@ -107,13 +108,12 @@ def fit_mixtures(
     """
     options = candidates[0].options
     check_memory(samples)
-    samples = replace(joined(samples), coding=candidates[0].family.coding)
-    if not journal.ended(options.tol, options.max_iter):
-        samples = cached(samples, options.persist)
+    samples = joined(samples)
+    reader = keep_rows(samples, not journal.ended(options.tol, options.max_iter) and options.persist)
     rng = journal.random(rng)
     chosen = draw(samples, options.subsample or (samples.n if samples.in_memory else _FRAME_ROWS), rng)
     rngs = [rng, *(deepcopy(rng) for _ in candidates[1:])]  # each draws as it would alone
-    look = partial(survey_samples, samples, options, chosen)
+    look = partial(survey_samples, reader, candidates[0].family.encoding, options, chosen)
 
     def check(before: Survey) -> None:
         before.check(samples.n_features, len(samples.blocks))
@@ -121,9 +121,9 @@ def fit_mixtures(
             refuse_changes(samples, before, look())
 
     survey = journal.once("survey", look, check)
-    samples = replace(samples, unlabelled=samples.source.labels is not None)
+    reader = replace(reader, unlabelled=samples.source.labels is not None)
     started = [
-        _attempt(_start, replace(samples, recorded=journal.recorder(i)), survey, candidate, own, watch, journal, i)
+        _attempt(_start, replace(reader, recorded=journal.recorder(i)), survey, candidate, own, watch, journal, i)
         for i, (candidate, own) in enumerate(zip(candidates, rngs, strict=True))
     ]
     fits = [fit for fit in started if isinstance(fit, _Started)]
@@ -132,9 +132,11 @@ def fit_mixtures(
     now = now.under(options.tol)
     if journal.progress is not None:
         check_states(ems, now.states, [len(state.parameters.weights) for fit in fits for state in fit.begun.states])
-    one_pass = EMPass(replace(samples, coding=ems[0].family.coding) if ems else samples, now.n_passes)
+    if ems:
+        reader = replace(reader, encoding=ems[0].family.encoding)
+    one_pass = EMPass(reader, now.n_passes)
     known = [fit.begun.rows_known for fit in fits if fit.begun.rows_known is not None]
-    whole_pass = ConstantPass(KnownPass(one_pass, known[0]) if known else one_pass, samples, survey, look)
+    whole_pass = ConstantPass(KnownPass(one_pass, known[0]) if known else one_pass, reader, survey, look)
     history = list(now.history)
 
     def keep(states: Sequence[EMState], info: Info) -> None:
@@ -159,7 +161,7 @@ def _attempt(function: Callable[..., T], *args: Any) -> T | ValueError:
 
 
 def _start(
-    samples: Samples,
+    reader: Reader,
     survey: Survey,
     candidate: Candidate,
     rng: np.random.RandomState,
@@ -174,7 +176,7 @@ def _start(
     ValueError
         It cannot be fitted to the data.
     """
-    options, k = candidate.options, candidate.options.n_components
+    samples, options, k = reader.samples, candidate.options, candidate.options.n_components
     if survey.n < k:
         raise ValueError(
             f"Expected n_samples >= n_components but got n_components = {k}, n_samples = {survey.n}: "
@@ -189,8 +191,8 @@ def _start(
     family = candidate.family.informed(survey.sample, survey.sample_weight, survey.low, survey.high, k)
     names = [repr(name) for name in samples.names] if samples.names else [str(i) for i in range(samples.n_features)]
     family.check(survey.sample, survey.low, survey.high, k, names)
-    samples = replace(samples, coding=family.coding)
-    survey = replace(survey, sample=family.coding.encoded(survey.sample))
+    reader = replace(reader, encoding=family.encoding)
+    survey = replace(survey, sample=family.encoding.encode(survey.sample))
     frame = family.frame(survey.sample, survey.low, survey.high)
     em = EM(family, frame, survey.sample - frame.shift, options.tol, options.max_iter, options.accelerate)
 
@@ -198,7 +200,7 @@ def _start(
         if isinstance(begun, Begun):
             check_states([em] * len(begun.states), begun.states, [k] * len(begun.states))
 
-    begun = journal.once(f"start-{i}", partial(_attempt, _begin, em, samples, survey, candidate, rng, watch), check)
+    begun = journal.once(f"start-{i}", partial(_attempt, _begin, em, reader, survey, candidate, rng, watch), check)
     if isinstance(begun, ValueError):
         raise begun
     if survey.n_known and (free := survey.sample_labels < 0).any():  # on none of the others may a component start again
@@ -209,7 +211,7 @@ def _start(
 
 def _begin(
     em: EM,
-    samples: Samples,
+    reader: Reader,
     survey: Survey,
     candidate: Candidate,
     rng: np.random.RandomState,
@@ -225,16 +227,16 @@ def _begin(
 
     n_passes, rows_known = 1, None
     if survey.n_known:
-        rows_known, used = known_sums(samples, survey, em, k)
+        rows_known, used = known_sums(reader, survey, em, k)
         n_passes += used
     if (parameters := known.parameters(em.frame)) is not None:
         states = [EMState(parameters, previous_bound=known.previous_bound)]
     elif rows_known is not None:
-        state, used = known_start(samples, survey, em, rows_known, options, known, rng)
+        state, used = known_start(reader, survey, em, rows_known, options, known, rng)
         states, n_passes = [state], n_passes + used
     elif options.subsample is not None and enough(survey, em.family, k):
         states = [climb(em, survey, options, known, rng, on_info)]
     else:
-        states, used = starts(samples, em, survey, options, known, rng)
+        states, used = starts(reader, em, survey, options, known, rng)
         n_passes += used
     return Begun(tuple(states), tuple(history), n_passes, rows_known)

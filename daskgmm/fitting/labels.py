@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from daskgmm.data.blocks import Block, Samples, of_numpy
+from daskgmm.data.blocks import Block, of_numpy
 from daskgmm.data.checks import Beside
 from daskgmm.em.estep import soft_moments, start_statistics
 from daskgmm.em.labelled import Known, nothing, shifted
@@ -16,16 +16,16 @@ from daskgmm.em.layout import Precision
 from daskgmm.em.loop import EM, EMState, look_again
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
-from daskgmm.families.encoding import Coding
+from daskgmm.families.encoding import PLAIN, FeatureEncoding
 from daskgmm.families.frame import Array
 from daskgmm.fitting.options import Options
 from daskgmm.fitting.starts import Start, further, start
 from daskgmm.fitting.survey import Survey
 from daskgmm.passes.graph import total
-from daskgmm.passes.reader import Labelled, coded
+from daskgmm.passes.reader import Labelled, Reader, encode_pieces
 
 
-def known_sums(samples: Samples, survey: Survey, em: EM, k: int) -> tuple[Known, int]:
+def known_sums(reader: Reader, survey: Survey, em: EM, k: int) -> tuple[Known, int]:
     """The sums over the rows whose component is known, and the passes over all of the data that they took.
 
     Raises
@@ -33,13 +33,14 @@ def known_sums(samples: Samples, survey: Survey, em: EM, k: int) -> tuple[Known,
     ValueError
         A component has no rows, and there are none for it.
     """
-    rows = replace(_labelled(samples, survey), unlabelled=False)
+    rows = _labelled(reader, survey)
+    encoding, rows = rows.encoding, replace(rows, encoding=PLAIN, unlabelled=False)
     n_passes = 0
 
     def one_pass(blanks: Sequence[Components], dtypes: Sequence[Precision] = ()) -> list[Stats]:
         nonlocal n_passes
         n_passes += 1
-        return [total(rows, partial(_known, coding=rows.coding, blank=blank))[0] for blank in blanks]
+        return [total(rows, partial(_known, encoding=encoding, blank=blank))[0] for blank in blanks]
 
     blank = em.family.blank(k, em.frame)
     (blank,), (stats,) = look_again([blank], one_pass([blank]), one_pass)
@@ -53,7 +54,7 @@ def known_sums(samples: Samples, survey: Survey, em: EM, k: int) -> tuple[Known,
 
 
 def known_start(
-    samples: Samples, survey: Survey, em: EM, known: Known, options: Options, given: Start, rng: np.random.RandomState
+    reader: Reader, survey: Survey, em: EM, known: Known, options: Options, given: Start, rng: np.random.RandomState
 ) -> tuple[EMState, int]:
     """A state to start from, and the passes.
 
@@ -66,7 +67,7 @@ def known_start(
         moments = known.moments + (0 if known.alone else _typical(survey, em, known))
         return EMState(given.replace_in(em.family.maximize(known.blank, moments), em.frame)), 0
     found = None if options.init_params == "random" else _centres(survey, em, known, options, rng)
-    rows = replace(_labelled(samples, survey), unlabelled=True)
+    rows = replace(_labelled(reader, survey), unlabelled=True)
     parameters, n_passes = start(rows, em.family, em.family.blank(options.n_components, em.frame), found, rng, known)
     return EMState(given.replace_in(parameters, em.frame)), 0 if survey.complete else n_passes
 
@@ -79,16 +80,16 @@ def _typical(survey: Survey, em: EM, known: Known) -> Array:
     return shifted(np.repeat(moments, len(known.moments), axis=0), -known.blank.centres, blank.products)
 
 
-def _known(block: Block, pieces: Iterator[Labelled], coding: Coding, blank: Components) -> tuple[Stats, ...]:
-    return known_statistics(pieces, coding, blank)
+def _known(block: Block, pieces: Iterator[Labelled], encoding: FeatureEncoding, blank: Components) -> tuple[Stats, ...]:
+    return known_statistics(pieces, encoding, blank)
 
 
-def _labelled(samples: Samples, survey: Survey) -> Samples:
+def _labelled(reader: Reader, survey: Survey) -> Reader:
     """All of the rows: in memory, where these are there."""
     if not survey.complete:
-        return samples
+        return reader
     beside = Beside(survey.sample_weight, survey.sample_labels)
-    return of_numpy([survey.sample], survey.sample.shape[:1], survey.sample.shape[1], beside)
+    return Reader(of_numpy([survey.sample], survey.sample.shape[:1], survey.sample.shape[1], beside))
 
 
 def _centres(survey: Survey, em: EM, known: Known, options: Options, rng: np.random.RandomState) -> Array:
@@ -104,14 +105,14 @@ def _centres(survey: Survey, em: EM, known: Known, options: Options, rng: np.ran
     return found
 
 
-def known_statistics(pieces: Iterable[Labelled], coding: Coding, blank: Components) -> tuple[Stats, ...]:
+def known_statistics(pieces: Iterable[Labelled], encoding: FeatureEncoding, blank: Components) -> tuple[Stats, ...]:
     """Moments of the rows with a label, each in its component."""
     total = nothing(blank)
     for x, (weights, labels) in pieces:
         for label in np.unique(labels[labels >= 0]).astype(np.intp):
             at = labels == label
             rows = [(x[at], None if weights is None else weights[at])]
-            (stats,) = start_statistics(coded(rows, coding), blank.take(np.array([label])), _certain)
+            (stats,) = start_statistics(encode_pieces(rows, encoding), blank.take(np.array([label])), _certain)
             total.moments[label] += stats.moments[0]
             total = replace(total, n=total.n + stats.n)
     return (total,)

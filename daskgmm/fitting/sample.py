@@ -24,6 +24,7 @@ from daskgmm.fitting.em_pass import EMPass
 from daskgmm.fitting.options import Options
 from daskgmm.fitting.starts import Start, centres, spread_candidates, start
 from daskgmm.fitting.survey import Survey
+from daskgmm.passes.reader import Reader
 from daskgmm.prediction.predict import LOG_DENSITY, predict
 
 # The ladder of starts: EM on the fewest rows, of which a quarter goes on to four times as many; with a fifth of these
@@ -46,13 +47,13 @@ _RACED, _RACE_PASSES = 64, 3
 
 
 def starts(
-    samples: Samples, em: EM, survey: Survey, options: Options, known: Start, rng: np.random.RandomState
+    reader: Reader, em: EM, survey: Survey, options: Options, known: Start, rng: np.random.RandomState
 ) -> tuple[list[EMState], int]:
     """A state for each start to go on from all samples, and how many passes it took to find them."""
-    seeded = _in_memory(survey) if survey.complete else samples
+    seeded = Reader(_in_memory(survey)) if survey.complete else reader
     rows, weights, n_passes = em.sample / em.frame.scale, survey.sample_weight, 0
     if not survey.complete and options.init_params in ("kmeans", "k-means++"):
-        rows, weights, n_passes = spread_candidates(samples, em.frame, rows[:1], options.n_components, rng)
+        rows, weights, n_passes = spread_candidates(reader, em.frame, rows[:1], options.n_components, rng)
     states, used = _starts(seeded, em, rows, weights, options, known, rng)
     return states, n_passes + (0 if survey.complete else used)
 
@@ -72,7 +73,7 @@ def climb(
     states: list[EMState] = []
     for size in sizes:
         part = replace(survey, sample=survey.sample[order[:size]], sample_weight=survey.sample_weight[order[:size]])
-        rung = _in_memory(part)
+        rung = Reader(_in_memory(part))
         if not states:
             rows, weights = em.sample[order[:size]] / em.frame.scale, part.sample_weight
             states, _ = _starts(rung, em, rows, weights, options, known, rng)
@@ -177,7 +178,7 @@ def _in_memory(survey: Survey) -> Samples:
 
 
 def _starts(
-    seeded: Samples, em: EM, rows: Array, weights: Array, options: Options, known: Start, rng: np.random.RandomState
+    seeded: Reader, em: EM, rows: Array, weights: Array, options: Options, known: Start, rng: np.random.RandomState
 ) -> tuple[list[EMState], int]:
     """Starts that do not collapse at once, and how many passes over the seeded samples they took.
 

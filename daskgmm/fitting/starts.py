@@ -16,17 +16,16 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist
 from threadpoolctl import ThreadpoolController
 
-from daskgmm.data.blocks import Block, Samples
+from daskgmm.data.blocks import Block
 from daskgmm.em.estep import Rows, framed, start_statistics
 from daskgmm.em.labelled import Known
 from daskgmm.em.layout import Precision
 from daskgmm.em.loop import look_again
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
-from daskgmm.families.encoding import Coding
 from daskgmm.families.frame import Array, Frame
 from daskgmm.passes.graph import gather, total
-from daskgmm.passes.reader import coded
+from daskgmm.passes.reader import Reader
 from daskgmm.storage.serialize import pack
 
 # Rounds, and candidates a round and component, of k-means‖ (Bahmani et al. 2012, Scalable K-Means++, §5: 5 and 2).
@@ -148,7 +147,7 @@ def _libraries() -> ThreadpoolController:
 
 
 def spread_candidates(
-    samples: Samples, frame: Frame, first: Array, k: int, rng: np.random.RandomState
+    reader: Reader, frame: Frame, first: Array, k: int, rng: np.random.RandomState
 ) -> tuple[Array, Array, int]:
     """Candidates for centres from all rows, the weight of the rows nearest to each, and the passes: k-means‖.
 
@@ -158,18 +157,18 @@ def spread_candidates(
     found = first  # (c, d), standardized
     for _ in range(_ROUNDS):
         seed = int(rng.randint(2**31 - 1))
-        kernel = partial(_far_rows, coding=samples.coding, frame=frame, found=found, size=_OVERSAMPLING * k, seed=seed)
-        drawn = gather(samples, kernel)
+        kernel = partial(_far_rows, frame=frame, found=found, size=_OVERSAMPLING * k, seed=seed)
+        drawn = gather(reader, kernel)
         keys = np.concatenate([key for key, _ in drawn])
         rows = np.concatenate([row for _, row in drawn])
         nearest_keys = np.argsort(keys, kind="stable")[: _OVERSAMPLING * k]
         found = np.concatenate([found, rows[nearest_keys[np.isfinite(keys[nearest_keys])]]])
-    (counts,) = total(samples, partial(_nearest_counts, coding=samples.coding, frame=frame, found=found))
+    (counts,) = total(reader, partial(_nearest_counts, frame=frame, found=found))
     return found[counts > 0], counts[counts > 0], _ROUNDS + 1
 
 
 def start(
-    samples: Samples,
+    reader: Reader,
     family: Family,
     blank: Components,
     found: Array | None,
@@ -180,13 +179,13 @@ def start(
 
     Those whose component is known are not among the samples: what they add is.
     """
-    kernel = partial(_start, coding=samples.coding, found=found, seed=int(rng.randint(2**31 - 1)))
+    kernel = partial(_start, found=found, seed=int(rng.randint(2**31 - 1)))
     n_passes = 0
 
     def one_pass(blanks: Sequence[Components], dtypes: Sequence[Precision] = ()) -> list[Stats]:
         nonlocal n_passes
         n_passes += 1
-        stats = [total(samples, partial(kernel, blank=blank))[0] for blank in blanks]
+        stats = [total(reader, partial(kernel, blank=blank))[0] for blank in blanks]
         return [s if known is None else known.beside(s, blank) for s, blank in zip(stats, blanks, strict=True)]
 
     (blank,), (stats,) = look_again([blank], one_pass([blank]), one_pass)
@@ -194,7 +193,7 @@ def start(
 
 
 def _start(
-    block: Block, pieces: Iterator[Rows], coding: Coding, blank: Components, found: Array | None, seed: int
+    block: Block, pieces: Iterator[Rows], blank: Components, found: Array | None, seed: int
 ) -> tuple[Stats, ...]:
     k = len(blank.means)
     rng = np.random.default_rng([seed, block.index])
@@ -207,16 +206,16 @@ def _start(
         return np.eye(k)[:, np.argmin(cdist(found, blank.frame.standardized(z).T, "sqeuclidean"), axis=0)]
 
     respond: Callable[[Array], Array] = at_random if found is None else nearest
-    return start_statistics(coded(pieces, coding), blank, respond)
+    return start_statistics(pieces, blank, respond)
 
 
 def _far_rows(
-    block: Block, pieces: Iterator[Rows], coding: Coding, frame: Frame, found: Array, size: int, seed: int
+    block: Block, pieces: Iterator[Rows], frame: Frame, found: Array, size: int, seed: int
 ) -> tuple[Array, Array]:
     """The block's ``size`` smallest exponential keys, rate w d², and their rows (standardized)."""
     rng = np.random.default_rng([seed, block.index])
     keys, rows = np.empty(0), np.empty((0, found.shape[1]))
-    for z, w in framed(coded(pieces, coding), frame):
+    for z, w in framed(pieces, frame):
         y = frame.standardized(z).T
         rate = cdist(found, y, "sqeuclidean").min(axis=0) * (1.0 if w is None else w)
         with np.errstate(divide="ignore"):  # a row on a candidate: never
@@ -228,10 +227,10 @@ def _far_rows(
 
 
 def _nearest_counts(
-    block: Block, pieces: Iterator[Rows], coding: Coding, frame: Frame, found: Array
+    block: Block, pieces: Iterator[Rows], frame: Frame, found: Array
 ) -> tuple[npt.NDArray[np.float64], ...]:
     counts = np.zeros(len(found))
-    for z, w in framed(coded(pieces, coding), frame):
+    for z, w in framed(pieces, frame):
         y = frame.standardized(z).T
         counts += np.bincount(cdist(found, y, "sqeuclidean").argmin(axis=0), w, len(found))
     return (counts,)

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.data.checks import first
-from daskgmm.families.encoding import PLAIN, Coding
+from daskgmm.families.encoding import PLAIN, FeatureEncoding
 from daskgmm.families.frame import Array
 from daskgmm.fitting.options import Options
 from daskgmm.passes.graph import gather
-from daskgmm.passes.reader import Labelled, outsider, refusal, split
+from daskgmm.passes.reader import Labelled, Reader, not_finite_error, outside_error, split
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,18 @@ def draw(samples: Samples, size: int, rng: np.random.RandomState) -> list[npt.ND
 
 
 def survey_block(
-    block: Block, pieces: Iterator[Labelled], positions: npt.NDArray[np.int64], coding: Coding = PLAIN, k: int = 0
+    block: Block,
+    pieces: Iterator[Labelled],
+    positions: npt.NDArray[np.int64],
+    encoding: FeatureEncoding = PLAIN,
+    k: int = 0,
 ) -> Survey:
     """Survey one block; ``positions`` of the rows to sample, labels are to be those of k components."""
     found = []
     start = block.start
     for x, beside in pieces:
         inside = positions[(positions >= start) & (positions < start + len(x))] - start
-        found.append(_survey(x, *split(beside), inside, start, coding, k))
+        found.append(_survey(x, *split(beside), inside, start, encoding, k))
         start += len(x)
     survey = merge(found)
     return replace(survey, blocks=survey.blocks.sum(axis=0, keepdims=True))
@@ -109,14 +113,14 @@ def _survey(
     labels: npt.NDArray[Any] | None,
     inside: npt.NDArray[np.int64],
     start: int,
-    coding: Coding,
+    encoding: FeatureEncoding,
     k: int,
 ) -> Survey:
     w = np.ones(len(x)) if weights is None else weights.astype(np.float64)
     finite = np.isfinite(x)
-    good = coding.usable(finite)
-    outside = coding.outside(x)
-    bad = None if coding.skips else _first(~finite, x, start)
+    good = encoding.usable(finite)
+    outside = encoding.outside(x)
+    bad = None if encoding.skips else _first(~finite, x, start)
     wrong = None if outside is None else _first(outside, x, start)
     bad_weight = None
     w_good = np.isfinite(w) & (w >= 0)
@@ -171,9 +175,9 @@ def _first(mask: npt.NDArray[np.bool_], x: npt.NDArray[Any], start: int) -> tupl
     return None if found is None else (start + found[0], *found[1:])
 
 
-def nothing_left(samples: Samples, gaps: bool) -> ValueError:
+def nothing_left(samples: Samples, encoding: FeatureEncoding, gaps: bool) -> ValueError:
     """The error that no row can be used; ``gaps``: some have missing values."""
-    fact = f"no row of {samples.n} {'has a value' if samples.coding.skips else 'is complete'}"
+    fact = f"no row of {samples.n} {'has a value' if encoding.skips else 'is complete'}"
     if "weight" in samples.source.beside:
         if not gaps:
             return ValueError(f"no row of {samples.n} weighs anything: sample_weight needs non-zero numbers")
@@ -191,7 +195,7 @@ def nothing_left(samples: Samples, gaps: bool) -> ValueError:
     return ValueError(f"{fact}: leave out the variables that lack most, or fill them in first")
 
 
-def survey_samples(samples: Samples, options: Options, chosen: Sequence[Any]) -> Survey:
+def survey_samples(reader: Reader, encoding: FeatureEncoding, options: Options, chosen: Sequence[Any]) -> Survey:
     """Look once at all samples, at chosen ones of each block for the sample, and refuse what cannot be fitted.
 
     Raises
@@ -200,8 +204,8 @@ def survey_samples(samples: Samples, options: Options, chosen: Sequence[Any]) ->
         No rows, fewer than components, a value or weight that is not finite, a label that is not one of a component:
         the first one is named.
     """
-    k = options.n_components
-    survey = merge(gather(samples, partial(survey_block, coding=samples.coding, k=k), chosen))
+    k, samples = options.n_components, reader.samples
+    survey = merge(gather(reader, partial(survey_block, encoding=encoding, k=k), chosen))
     if survey.bad_weight is not None:
         position, value = survey.bad_weight
         raise ValueError(
@@ -215,10 +219,10 @@ def survey_samples(samples: Samples, options: Options, chosen: Sequence[Any]) ->
         )
     if survey.wrong is not None:
         position, feature, value = survey.wrong
-        raise outsider(samples.locate(position, feature), value, samples.coding)
+        raise outside_error(samples.locate(position, feature), value, encoding)
     if survey.bad is not None and options.missing != "drop":
         position, feature, value = survey.bad
-        raise refusal(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
+        raise not_finite_error(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
     if not survey.n:
-        raise nothing_left(samples, survey.bad is not None or samples.coding.skips)
+        raise nothing_left(samples, encoding, survey.bad is not None or encoding.skips)
     return survey

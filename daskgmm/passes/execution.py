@@ -23,13 +23,14 @@ from dask.system import CPU_COUNT
 from dask.utils import format_time, parse_timedelta
 
 from daskgmm.data.blocks import Samples
+from daskgmm.passes.reader import Reader
 
 # Tasks that a thread of this process takes at a time, where there are enough: as short as those on rows in memory may
 # be, a pass takes 4 to 9 % less (measured: 2 cores, tasks of 2 to 6 ms).
 _BATCH = 2
 
 
-def compute(samples: Samples, build: Callable[[], Graph]) -> Any:
+def compute(reader: Reader, build: Callable[[], Graph]) -> Any:
     """What is wanted of a graph, computed where the samples are.
 
     On a cluster, the graph is built and submitted again when workers die too often for Dask (its ``KilledWorker``) and
@@ -40,7 +41,7 @@ def compute(samples: Samples, build: Callable[[], Graph]) -> Any:
 
     Parameters
     ----------
-    samples : Samples
+    reader : Reader
     build : callable
         Makes the graph.
 
@@ -53,15 +54,15 @@ def compute(samples: Samples, build: Callable[[], Graph]) -> Any:
     RuntimeError
         A block ends each worker that runs it, or all tries failed.
     """
-    cluster = None if samples.in_memory else _active()
+    cluster = None if reader.samples.in_memory else _active()
     if cluster is None:
         graph = build()
-        return _get(samples)(graph.tasks, graph.wanted)
+        return _get(reader)(graph.tasks, graph.wanted)
     try:
         with _aside():
-            return cluster.compute(samples, build)
+            return cluster.compute(reader.samples, build)
     except BaseException:
-        for _, rows in samples.kept:
+        for _, rows in reader.kept:
             rows.release()  # nothing of ours goes on, even where a traceback holds the samples
         raise
 
@@ -98,22 +99,24 @@ def usable(rows: Any) -> bool:
     return getattr(rows, "status", "finished") in ("finished", "pending")
 
 
-def threads(samples: Samples) -> int:
+def threads(reader: Reader) -> int:
     """Threads of this process that take blocks: ``num_workers`` of Dask's configuration.
 
     By default one more than cores where a store is read, as a thread has nothing to do before its block's first rows.
     """
-    reading = not samples.in_memory and not samples.graph and not samples.kept
+    samples = reader.samples
+    reading = not samples.in_memory and not samples.graph and not reader.kept
     return int(dask.config.get("num_workers", None) or CPU_COUNT + reading)
 
 
-def _get(samples: Samples) -> Callable[[dict[Any, Any], Any], Any]:
+def _get(reader: Reader) -> Callable[[dict[Any, Any], Any], Any]:
     """Dask's function that computes keys of a graph in this process."""
+    samples = reader.samples
     get = dask.base.get_scheduler(scheduler=scheduler_for(samples)) or dask.threaded.get
     if get is not dask.threaded.get:
         return get
     if not samples.in_memory:
-        return partial(get, num_workers=threads(samples))
+        return partial(get, num_workers=threads(reader))
     return partial(get, chunksize=_BATCH) if len(samples.blocks) > 1 else dask.local.get_sync
 
 

@@ -18,48 +18,48 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.blocks import Block, Samples
-from daskgmm.em.estep import Rows
+from daskgmm.families.frame import Rows
 from daskgmm.passes.execution import Graph, compute, scheduler_for, usable
-from daskgmm.passes.reader import Kernel, _run
+from daskgmm.passes.reader import BlockReader, Kernel, Reader
 from daskgmm.process import freed_reused
 
 _FAN_IN = 8
 
 
-def gather(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) -> list[Any]:
+def gather(reader: Reader, kernel: Kernel, own: Sequence[Any] | None = None) -> list[Any]:
     """Results of all blocks, in order.
 
     Parameters
     ----------
-    samples : Samples
+    reader : Reader
     kernel : callable
         ``kernel(block, pieces)``, or ``kernel(block, pieces, own[i])`` for block i; pieces yields (x, weights).
     own : sequence, optional
         One small argument a block.
     """
-    if samples.recorded is not None:
-        return samples.recorded(partial(gather, replace(samples, recorded=None), kernel, own))
+    if reader.recorded is not None:
+        return reader.recorded(partial(gather, replace(reader, recorded=None), kernel, own))
 
     def build() -> Graph:
-        graph, keys = tasks(samples, partial(_small, kernel), own)
+        graph, keys = tasks(reader, partial(_small, kernel), own)
         return Graph(graph, keys, keys)
 
-    return list(compute(samples, build))
+    return list(compute(reader, build))
 
 
-def total(samples: Samples, kernel: Kernel) -> Any:
+def total(reader: Reader, kernel: Kernel) -> Any:
     """Results of all blocks, tuples of summands, added up in a tree."""
-    if samples.recorded is not None:
-        return samples.recorded(partial(total, replace(samples, recorded=None), kernel))
-    return _add(compute(samples, partial(_tree, samples, kernel)))
+    if reader.recorded is not None:
+        return reader.recorded(partial(total, replace(reader, recorded=None), kernel))
+    return _add(compute(reader, partial(_tree, reader, kernel)))
 
 
-def _tree(samples: Samples, kernel: Kernel) -> Graph:
-    graph, blocks = tasks(samples, partial(_small, kernel))
+def _tree(reader: Reader, kernel: Kernel) -> Graph:
+    graph, blocks = tasks(reader, partial(_small, kernel))
     keys = blocks
     token = uuid.uuid4().hex
     level = 0
-    while len(keys) > 1 and not _few(samples):
+    while len(keys) > 1 and not _few(reader.samples):
         groups = [keys[i : i + _FAN_IN] for i in range(0, len(keys), _FAN_IN)]
         keys = [(f"daskgmm-sum-{token}", level, i) for i in range(len(groups))]
         graph.update({key: (_add, group) for key, group in zip(keys, groups, strict=True)})
@@ -83,7 +83,7 @@ def rows(samples: Samples, kernel: Kernel, dtype: npt.DTypeLike, extra: tuple[in
         if samples.graph
         else list(samples.blocks)
     )
-    graph, keys = tasks(replace(samples, blocks=tuple(units)), partial(_box, kernel), None)
+    graph, keys = tasks(Reader(replace(samples, blocks=tuple(units))), partial(_box, kernel))
     edges = [
         sorted({s.start for s in axis} | {s.stop for s in axis})
         for axis in zip(*(unit.region for unit in units), strict=True)
@@ -121,16 +121,16 @@ def assemble(block: Block, result: npt.NDArray[np.generic]) -> npt.NDArray[np.ge
     return out
 
 
-def tasks(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) -> tuple[dict[Any, Any], list[Any]]:
+def tasks(reader: Reader, kernel: Kernel, own: Sequence[Any] | None = None) -> tuple[dict[Any, Any], list[Any]]:
     """A graph with a task for each block, and their keys in order."""
-    name = f"daskgmm-pass-{uuid.uuid4().hex}"
-    kept = [(key, rows) if usable(rows) else None for key, rows in samples.kept] or [None] * len(samples.blocks)
+    name, samples = f"daskgmm-pass-{uuid.uuid4().hex}", reader.samples
+    kept = [(key, rows) if usable(rows) else None for key, rows in reader.kept] or [None] * len(samples.blocks)
     graph: dict[Any, Any] = dict(entry for entry in kept if entry)
     if not all(kept):
         graph.update(samples.graph)
-    shared: list[Any] = [(_identity, [kernel]), (_identity, [samples.source if not samples.graph else None])]
-    if not _few(samples):  # it travels to a worker once, and has a lineage
-        nodes = [f"{name}-kernel", f"{name}-source"]
+    shared: list[Any] = [(_identity, [BlockReader.of(reader)]), (_identity, [kernel])]
+    if not _few(reader.samples):  # it travels to a worker once, and has a lineage
+        nodes = [f"{name}-reader", f"{name}-kernel"]
         graph.update(zip(nodes, shared, strict=True))
         shared = nodes
     keys = []
@@ -138,12 +138,10 @@ def tasks(samples: Samples, kernel: Kernel, own: Sequence[Any] | None = None) ->
         rows = kept[i]
         chunks = None if rows else [list(region_keys) for region_keys in block.keys] or None
         graph[key := (name, i)] = (
-            _run,
+            BlockReader.run,
             *shared,
             replace(block, keys=()),
             chunks,
-            samples.source.beside,
-            samples.unlabelled,
             rows and rows[0],
             *([] if own is None else [[own[i]]]),
         )

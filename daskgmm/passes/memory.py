@@ -15,22 +15,24 @@ import numpy as np
 from dask.delayed import Delayed
 
 from daskgmm.data.blocks import Block, Samples
-from daskgmm.em.estep import Rows
+from daskgmm.families.frame import Rows
 from daskgmm.passes.execution import threads, worker_limits
 from daskgmm.passes.graph import tasks
+from daskgmm.passes.reader import Reader
 
 _SHARE = 0.5  # of what workers have beyond a pass's need: Dask writes to disk from 60 % on, and spreads unevenly
 _SHARE_HERE = 0.25  # of the memory that this process may use, which has other things to hold
 
 
-def cached(samples: Samples, persist: bool | Literal["auto"]) -> Samples:
-    """The samples with their rows kept in memory, if that is asked for or, with "auto", if they fit there."""
+def keep_rows(samples: Samples, persist: bool | Literal["auto"]) -> Reader:
+    """Read samples from memory, if that is asked for or, with "auto", if they fit there; else from where they are."""
+    reader = Reader(samples)
     row = samples.n_features * samples.dtype.itemsize + 8 * len(samples.source.beside)
     if samples.in_memory or not persist or (persist == "auto" and samples.n * row > _room(samples)):
-        return samples
-    graph, keys = tasks(samples, _pieces)
+        return reader
+    graph, keys = tasks(reader, _pieces)
     kept = dask.persist(*(Delayed(key, graph) for key in keys))
-    return replace(samples, kept=tuple((key, delayed.dask[key]) for key, delayed in zip(keys, kept, strict=True)))
+    return replace(reader, kept=tuple((key, delayed.dask[key]) for key, delayed in zip(keys, kept, strict=True)))
 
 
 def _pieces(block: Block, pieces: Iterator[Rows]) -> list[Rows]:
@@ -98,6 +100,6 @@ def _limits(samples: Samples) -> tuple[float, int]:
     if workers is None:
         from distributed.system import MEMORY_LIMIT
 
-        return float(MEMORY_LIMIT), threads(samples)
+        return float(MEMORY_LIMIT), threads(Reader(samples))
     limited = [(limit, count) for limit, count in workers if limit]
     return min(limited, key=lambda worker: worker[0] / worker[1], default=(0.0, 1))

@@ -1,52 +1,75 @@
-"""How a pass reads samples: which rows, from where, as which columns."""
+"""How a pass reads: which rows of which samples, from where, as which columns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.data.blocks import Block, Region, Source, whole
-from daskgmm.em.estep import _STRIP_VALUES, Rows, _spans
-from daskgmm.em.layout import LARGEST_TILE
-from daskgmm.families.encoding import Coding
-from daskgmm.families.frame import Array
+from daskgmm.data.blocks import Block, Region, Samples, Source, whole
+from daskgmm.families.encoding import PLAIN, FeatureEncoding, spans, strip_rows
+from daskgmm.families.frame import Array, Rows
 from daskgmm.process import single_blas
 
 Kernel = Callable[..., Any]  # (block, pieces, …) -> a small result
+Labelled = tuple[npt.NDArray[np.generic], Any]  # x (n, d) and weights (n,) or None, or a pair: these, and labels (n,)
 
 
-def _run(
-    kernel: Kernel,
-    source: Source | None,
-    block: Block,
-    chunks: Any,
-    beside: tuple[str, ...],
-    unlabelled: bool,
-    kept: Sequence[Rows] | None,
-    own: Sequence[Any] = (),
-) -> Any:
-    pieces = _pieces(source, block, chunks, beside) if kept is None else iter(kept)
-    with single_blas():
-        return kernel(block, others(pieces) if unlabelled else pieces, *own)
+@dataclass(frozen=True)
+class Reader:
+    """The rows of some samples, as a pass reads them."""
+
+    samples: Samples
+    encoding: FeatureEncoding = PLAIN  # of what kernels get
+    unlabelled: bool = False  # leave out the rows whose component is known
+    kept: tuple[tuple[Any, Any], ...] = ()  # of each block, in place of the source: a key, and its pieces' future
+    recorded: Callable[[Callable[[], Any]], Any] | None = None  # returns what a pass does, or did in an earlier run
 
 
-def _pieces(source: Source | None, block: Block, chunks: Any, beside: tuple[str, ...]) -> Iterator[Rows]:
-    if source is None:
-        for region, arrays in zip(block.regions, chunks, strict=True):
-            yield Source.of(arrays, beside).read(whole(len(region)))
-    elif source.home is None:
-        yield from map(source.read, block.regions)
-    else:
-        source.home.check()
-        yield from _read_ahead(source, block.regions)
+@dataclass(frozen=True)
+class BlockReader:
+    """The part of a `Reader` that travels to the tasks."""
+
+    source: Source | None  # None: the arrays of dask's chunks come with each task
+    beside: tuple[str, ...]
+    encoding: FeatureEncoding
+    unlabelled: bool
+
+    @staticmethod
+    def of(reader: Reader) -> BlockReader:
+        source = reader.samples.source
+        return BlockReader(None if reader.samples.graph else source, source.beside, reader.encoding, reader.unlabelled)
+
+    def run(
+        self,
+        kernel: Kernel,
+        block: Block,
+        chunks: Sequence[Sequence[Any]] | None,
+        kept: Sequence[Labelled] | None,
+        own: Sequence[Any] = (),
+    ) -> Any:
+        """Apply a kernel to a block, whose pieces are read as the kernel asks for them."""
+        pieces = self._pieces(block, chunks) if kept is None else iter(kept)
+        with single_blas():
+            return kernel(block, encode_pieces(others(pieces) if self.unlabelled else pieces, self.encoding), *own)
+
+    def _pieces(self, block: Block, chunks: Any) -> Iterator[Labelled]:
+        if self.source is None:
+            for region, arrays in zip(block.regions, chunks, strict=True):
+                yield Source.of(arrays, self.beside).read(whole(len(region)))
+        elif self.source.home is None:
+            yield from map(self.source.read, block.regions)
+        else:
+            self.source.home.check()
+            yield from _read_ahead(self.source, block.regions)
 
 
-def _read_ahead(source: Source, regions: Sequence[Region]) -> Iterator[Rows]:
-    """What is in each region; the next one is read and decoded while this one is worked on."""
+def _read_ahead(source: Source, regions: Sequence[Region]) -> Iterator[Labelled]:
+    """Read and decode the next region while the kernel works on this one."""
     with ThreadPoolExecutor(1, "daskgmm-read") as reader:
         coming = reader.submit(source.read, regions[0])
         for region in regions[1:]:
@@ -56,27 +79,24 @@ def _read_ahead(source: Source, regions: Sequence[Region]) -> Iterator[Rows]:
         yield coming.result()
 
 
-def coded(pieces: Iterable[Rows], coding: Coding) -> Iterable[Rows]:
-    """The rows as the columns of which φ is made, where these are others: some at a time, as they may be many more."""
-    return pieces if coding.plain else _coded(pieces, coding)
+def encode_pieces(pieces: Iterable[Rows], encoding: FeatureEncoding) -> Iterable[Rows]:
+    """Encode rows as the columns of which φ is made, some rows at a time, as these may be many columns."""
+    return pieces if encoding.plain else _encode_pieces(pieces, encoding)
 
 
-def _coded(pieces: Iterable[Rows], coding: Coding) -> Iterator[Rows]:
+def _encode_pieces(pieces: Iterable[Rows], encoding: FeatureEncoding) -> Iterator[Rows]:
     for x, weights in pieces:
-        for at in _spans(len(x), max(LARGEST_TILE, _STRIP_VALUES // coding.width(x.shape[1]))):
-            yield coding.encoded(x[at]), None if weights is None else weights[at]
-
-
-Labelled = tuple[npt.NDArray[np.generic], Any]  # x (n, d) and weights (n,) or None, or a pair: these, and labels (n,)
+        for at in spans(len(x), strip_rows(encoding.width(x.shape[1]))):
+            yield encoding.encode(x[at]), None if weights is None else weights[at]
 
 
 def split(beside: Any) -> tuple[Array | None, npt.NDArray[Any] | None]:
-    """Weights and labels, if there are any."""
+    """Split what is beside the features into weights and labels, None where there are none."""
     return beside if isinstance(beside, tuple) else (beside, None)
 
 
 def others(pieces: Iterable[Labelled]) -> Iterator[Rows]:
-    """The rows without a label: all of those that are not known."""
+    """Leave out the rows with a label, which are those whose component is known."""
     for x, (weights, labels) in pieces:
         free = labels < 0
         if free.all():
@@ -85,12 +105,12 @@ def others(pieces: Iterable[Labelled]) -> Iterator[Rows]:
             yield x[free], None if weights is None else weights[free]
 
 
-def refusal(where: str, value: float, remedy: str) -> ValueError:
-    """The error that a value is not finite."""
+def not_finite_error(where: str, value: float, remedy: str) -> ValueError:
+    """Build the error that a value is not finite."""
     kind = "NaN" if np.isnan(value) else "infinity"
     return ValueError(f"Input X contains {kind}: {where} is {value}; {remedy}, or fill them in first")
 
 
-def outsider(where: str, value: float, coding: Coding) -> ValueError:
-    """The error that a value is not one that the family takes."""
-    return ValueError(f"Input X is {value:g} at {where}, but the mixture needs {coding.needs}: encode values as such")
+def outside_error(where: str, value: float, encoding: FeatureEncoding) -> ValueError:
+    """Build the error that a value is not one that the family takes."""
+    return ValueError(f"Input X is {value:g} at {where}, but the mixture needs {encoding.needs}: encode values as such")

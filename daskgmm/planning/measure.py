@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Samples, of_numpy, region_size
-from daskgmm.em.estep import Rows, completed, statistics, sums
+from daskgmm.em.estep import completed, statistics, sums
 from daskgmm.em.layout import DOUBLE, SINGLE, Precision, prepare
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
-from daskgmm.families.frame import Array
+from daskgmm.families.frame import Array, Rows
 from daskgmm.fitting.em_pass import EMPass
 from daskgmm.fitting.starts import start
 from daskgmm.fitting.survey import merge, survey_block
 from daskgmm.passes.graph import _FAN_IN
-from daskgmm.passes.reader import refusal
+from daskgmm.passes.reader import Reader, not_finite_error
 from daskgmm.planning.plan import Rates
 from daskgmm.process import single_blas
 
@@ -118,7 +118,7 @@ def _typical(
     survey = merge([survey_block(at, iter(_read(samples, at)), np.arange(at.start, at.start + at.n)) for at in places])
     if survey.bad is not None and missing != "drop":
         position, feature, value = survey.bad
-        raise refusal(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
+        raise not_finite_error(samples.locate(position, feature), value, "pass missing='drop' to leave such rows out")
     if not survey.n:
         raise ValueError(
             f"none of the {sum(at.n for at in places)} rows that were looked at is finite, so nothing can be tried: "
@@ -127,7 +127,7 @@ def _typical(
     rows = survey.sample
     frame = family.frame(rows, survey.low, survey.high)
     rows = rng.permutation(rows)[: max(10_000, _ROWS_A_PARAMETER * k * rows.shape[1])]
-    seeded = of_numpy([rows], rows.shape[:1], rows.shape[1])
+    seeded = Reader(of_numpy([rows], rows.shape[:1], rows.shape[1]))
     one, _ = start(seeded, family, family.blank(1, frame), None, rng)
     narrower = k ** (1 / rows.shape[1])
     parameters = replace(

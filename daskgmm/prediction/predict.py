@@ -13,7 +13,6 @@ import numpy.typing as npt
 from daskgmm.data.blocks import Block, Place, Samples
 from daskgmm.data.checks import first
 from daskgmm.em.estep import (
-    Rows,
     compile_prediction,
     labels,
     log_certainties,
@@ -23,9 +22,10 @@ from daskgmm.em.estep import (
 )
 from daskgmm.em.layout import DOUBLE, LEAST
 from daskgmm.families.base import Components
-from daskgmm.families.encoding import Coding
+from daskgmm.families.encoding import PLAIN, FeatureEncoding
+from daskgmm.families.frame import Rows
 from daskgmm.passes.graph import rows, total
-from daskgmm.passes.reader import Kernel, outsider, refusal
+from daskgmm.passes.reader import Kernel, Reader, not_finite_error, outside_error
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Output:
         meanings = " ".join(f"component_{i}" for i in range(k))
         return {"long_name": self.long_name, "flag_values": np.arange(k, dtype=dtype), "flag_meanings": meanings}
 
-    def encoding(self, missing: str, coding: Coding) -> dict[str, Any]:
+    def encoding(self, missing: str, encoding: FeatureEncoding) -> dict[str, Any]:
         """What xarray writes for a missing value: of floats it is NaN anyway, of labels only where rows may be."""
-        return {"_FillValue": self.absent} if self is LABELS and (missing == "drop" or coding.skips) else {}
+        return {"_FillValue": self.absent} if self is LABELS and (missing == "drop" or encoding.skips) else {}
 
 
 LABELS = Output("labels", "component of the mixture", labels, np.intp, -1)
@@ -60,7 +60,9 @@ LOG_DENSITY = Output("log_density", "natural logarithm of the density", log_dens
 LOG_CERTAINTY = Output("log_certainty", "log of the largest responsibility", log_certainties, np.float64, np.nan)
 
 
-def predict(samples: Samples, model: Components, output: Output, missing: str) -> Any:
+def predict(
+    samples: Samples, model: Components, output: Output, missing: str, encoding: FeatureEncoding = PLAIN
+) -> Any:
     """A result for each sample: ndarray for samples in memory, lazy dask array for any other.
 
     Raises
@@ -69,12 +71,18 @@ def predict(samples: Samples, model: Components, output: Output, missing: str) -
         A value is not finite and ``missing`` is not "drop"; for lazy results, when they are computed.
     """
     compile_prediction(model)
-    kernel = block_kernel(samples, model, (output,), missing)
+    kernel = block_kernel(samples, model, (output,), missing, encoding)
     extra = (len(model.means),) if output.per_component else ()
     return rows(samples, partial(_only, kernel), output.dtype, extra)
 
 
-def totals(samples: Samples, model: Components, outputs: tuple[Output, ...], missing: str) -> tuple[list[float], int]:
+def totals(
+    samples: Samples,
+    model: Components,
+    outputs: tuple[Output, ...],
+    missing: str,
+    encoding: FeatureEncoding = PLAIN,
+) -> tuple[list[float], int]:
     """Sums of results over the samples that are not missing, and the number of those: one pass.
 
     Raises
@@ -83,8 +91,8 @@ def totals(samples: Samples, model: Components, outputs: tuple[Output, ...], mis
         No sample, or a value that is not finite and ``missing`` is not "drop".
     """
     compile_prediction(model)
-    kernel = block_kernel(samples, model, outputs, missing)
-    *sums, n = total(samples, partial(_sums, kernel))
+    kernel = block_kernel(samples, model, outputs, missing, encoding)
+    *sums, n = total(Reader(samples), partial(_sums, kernel))
     if n == 0:
         raise ValueError("no sample without missing values: nothing to score")
     return sums, n
@@ -100,9 +108,15 @@ def _only(kernel: Callable[..., tuple[Any, ...]], block: Block, pieces: Iterator
     return kernel(block, pieces)[0]
 
 
-def block_kernel(samples: Samples, model: Components, outputs: tuple[Output, ...], missing: str) -> Kernel:
+def block_kernel(
+    samples: Samples,
+    model: Components,
+    outputs: tuple[Output, ...],
+    missing: str,
+    encoding: FeatureEncoding = PLAIN,
+) -> Kernel:
     """What a task does with a block: results of its rows in their order, (n,) or (n, k) each."""
-    return partial(_predict, model=model, outputs=outputs, missing=missing, place=samples.place, coding=samples.coding)
+    return partial(_predict, model=model, outputs=outputs, missing=missing, place=samples.place, encoding=encoding)
 
 
 def _predict(
@@ -112,7 +126,7 @@ def _predict(
     outputs: tuple[Output, ...],
     missing: str,
     place: Place,
-    coding: Coding,
+    encoding: FeatureEncoding,
 ) -> tuple[npt.NDArray[Any], ...]:
     k = len(model.means)
     results: tuple[npt.NDArray[Any], ...] = tuple(
@@ -121,14 +135,16 @@ def _predict(
     start, least = 0, min(output.least for output in outputs)
     for x, _ in pieces:
         finite = np.isfinite(x)
-        good, outside = coding.usable(finite), coding.outside(x)
-        if not (missing == "drop" or coding.skips) and (found := first(~finite, x)):
+        good, outside = encoding.usable(finite), encoding.outside(x)
+        if not (missing == "drop" or encoding.skips) and (found := first(~finite, x)):
             row, feature, value = found
-            raise refusal(place(block, start + row, feature), value, "pass missing='drop' to mark such samples")
+            raise not_finite_error(
+                place(block, start + row, feature), value, "pass missing='drop' to mark such samples"
+            )
         if outside is not None and (found := first(outside, x)):
             row, feature, value = found
-            raise outsider(place(block, start + row, feature), value, coding)
-        for at, log_joint in log_joint_of(x, model, least, coding):
+            raise outside_error(place(block, start + row, feature), value, encoding)
+        for at, log_joint in log_joint_of(x, model, least, encoding):
             here = slice(start + at.start, start + at.stop)
             for output, result in zip(outputs, results, strict=True):
                 result[here] = output.of(log_joint.copy() if len(outputs) > 1 else log_joint)

@@ -14,10 +14,13 @@ from zarr.storage import LocalStore
 
 from daskgmm.data.blocks import Block, Samples, Source, regular_blocks
 from daskgmm.data.retry import cause, retried, settle, unwritten
-from daskgmm.em.estep import Rows, compile_prediction
+from daskgmm.em.estep import compile_prediction
 from daskgmm.families.base import Components
+from daskgmm.families.encoding import PLAIN, FeatureEncoding
+from daskgmm.families.frame import Rows
 from daskgmm.passes.graph import assemble, gather
 from daskgmm.passes.memory import check_memory
+from daskgmm.passes.reader import Reader
 from daskgmm.prediction.predict import LABELS, Output, block_kernel
 from daskgmm.urls import Hidden, presentable
 
@@ -32,6 +35,7 @@ def write_predictions(
     path: str,
     *,
     missing: str = "raise",
+    encoding: FeatureEncoding = PLAIN,
     origin: str = "",
     overwrite: bool = False,
     watch: Callable[[int, int], None] = lambda done, of: None,
@@ -51,6 +55,8 @@ def write_predictions(
     path : str
         Local path or fsspec URL.
     missing : {"raise", "drop", "fill"}
+    encoding : FeatureEncoding
+        Of the model's family.
     origin : str
         What the samples are: a run goes on only with an unfinished output of the same.
     overwrite : bool
@@ -85,7 +91,7 @@ def write_predictions(
         variables[output.name] = (*dims, *(("component",) if extra else ())), empty, output.attributes(k, dtype)
         # The array's own fill value is what GDAL takes for nodata.
         encoding[output.name] = {"chunks": empty.chunksize, "fill_value": output.absent}
-        encoding[output.name] |= output.encoding(missing, samples.coding)
+        encoding[output.name] |= output.encoding(missing, encoding)
         if samples.grid_mapping is not None:
             encoding[output.name]["grid_mapping"] = samples.grid_mapping[1]
     template = xr.Dataset(variables, coords=samples.coords, attrs={"Conventions": "CF-1.11"})
@@ -109,13 +115,13 @@ def write_predictions(
     watch(done, samples.n)
     kernel = partial(
         _write_block,
-        kernel=block_kernel(samples, model, tuple(outputs), missing),
+        kernel=block_kernel(samples, model, tuple(outputs), missing, encoding),
         path=Hidden(path),
         names=[output.name for output in outputs],
     )
     for i in range(0, len(remaining), _BATCH):
         batch = remaining[i : i + _BATCH]
-        refusals = gather(replace(samples, blocks=tuple(batch)), kernel)
+        refusals = gather(Reader(replace(samples, blocks=tuple(batch))), kernel)
         if refused := [message for message in refusals if message is not None]:
             target.discard()
             raise ValueError(refused[0])
@@ -197,7 +203,7 @@ def write_samples(
     manifest = {"kind": "samples", "schema": SCHEMA, "seed": seed, "rows": n_samples}
     target = prepare(path, template, encoding, manifest, overwrite)
     nothing = Samples((n_samples,), d, np.dtype(np.float64), blocks, Source(()))
-    gather(nothing, partial(_draw_block, family=family, parameters=parameters, seed=seed, path=Hidden(path)))
+    gather(Reader(nothing), partial(_draw_block, family=family, parameters=parameters, seed=seed, path=Hidden(path)))
     target.publish()
 
 

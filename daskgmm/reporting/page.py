@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -96,7 +96,7 @@ def page(model: str, samples: Samples | None = None, store: str = "", missing: s
         if missing is not None:
             gm.set_params(missing=missing)
         begin = time.perf_counter()
-        found = see(replace(samples, coding=gm._coding()), gm._components(), grid, gm.missing)
+        found = see(samples, gm._components(), grid, gm.missing, gm._encoding())
         looked = Looked(found, time.perf_counter() - begin)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.blocks import Block, Region, Samples, joined
-from daskgmm.em.estep import Rows, compile_prediction
+from daskgmm.em.estep import compile_prediction
 from daskgmm.families.base import Components
-from daskgmm.families.frame import Array
+from daskgmm.families.encoding import PLAIN, FeatureEncoding
+from daskgmm.families.frame import Array, Rows
 from daskgmm.passes.graph import total
 from daskgmm.passes.memory import check_memory
-from daskgmm.passes.reader import Kernel
+from daskgmm.passes.reader import Kernel, Reader
 from daskgmm.prediction.predict import LABELS, LOG_CERTAINTY, LOG_DENSITY, block_kernel
 from daskgmm.reporting.grid import Grid
 
@@ -66,17 +67,18 @@ class Seen:
         return self.uncertainty.sum(axis=1)
 
 
-def see(samples: Samples, model: Components, grid: Grid, missing: str) -> Seen:
+def see(samples: Samples, model: Components, grid: Grid, missing: str, encoding: FeatureEncoding = PLAIN) -> Seen:
     """Look at all samples under a model, in one pass.
 
     Parameters
     ----------
     samples : Samples
-        With the coding of the model's family.
     model : Components
         In the user's units.
     grid : Grid
     missing : {"raise", "drop", "skip", "fill"}
+    encoding : FeatureEncoding
+        Of the model's family.
 
     Raises
     ------
@@ -88,9 +90,9 @@ def see(samples: Samples, model: Components, grid: Grid, missing: str) -> Seen:
     samples = joined(samples)
     check_memory(samples)
     compile_prediction(model)
-    predict = block_kernel(samples, model, (LABELS, LOG_DENSITY, LOG_CERTAINTY), missing)
+    predict = block_kernel(samples, model, (LABELS, LOG_DENSITY, LOG_CERTAINTY), missing, encoding)
     kernel = partial(_see, predict=predict, grid=grid, shape=samples.shape, k=len(model.means))
-    found: Seen = total(samples, kernel)[0]
+    found: Seen = total(Reader(samples), kernel)[0]
     if found.n == 0:
         raise ValueError("no sample without missing values: there is nothing to report of these data")
     return found

@@ -30,6 +30,7 @@ from daskgmm.families.product import ProductParameters
 from daskgmm.fitting.em_pass import EMPass
 from daskgmm.passes.cluster import workers
 from daskgmm.passes.graph import total
+from daskgmm.passes.reader import Reader
 from daskgmm.process import single_blas
 
 SHARD = 125_000  # rows; an eighth of them a chunk
@@ -177,7 +178,7 @@ def our_pass(
 
 def timed_pass(samples: Samples, components: list[Any], dtype: npt.DTypeLike = np.float64, calls: int = 3) -> Timer:
     """Median seconds of a pass under these components, after one that compiles and fills caches."""
-    one_pass = EMPass(samples)
+    one_pass = EMPass(Reader(samples))
 
     def call() -> float:
         begin = time.perf_counter()
@@ -245,7 +246,7 @@ def idle_pass(samples: Samples) -> float:
         return (0.0,)
 
     begin = time.perf_counter()
-    total(samples, nothing)
+    total(Reader(samples), nothing)
     return time.perf_counter() - begin
 
 

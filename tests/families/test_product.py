@@ -24,7 +24,7 @@ from daskgmm.em.stats import Stats
 from daskgmm.families import PRODUCTS
 from daskgmm.families.frame import Frame
 from daskgmm.families.product import Product, ProductParameters
-from daskgmm.passes.reader import coded
+from daskgmm.passes.reader import encode_pieces
 
 Array = npt.NDArray[np.float64]
 
@@ -94,11 +94,11 @@ def _gaps(x: Array, share: float = 0.3, seed: int = 1) -> Array:
 
 def _frame(family: Product) -> Frame:
     zeros = np.zeros((1, family.n_features))
-    return family.frame(family.encoded(zeros), zeros[0], zeros[0])
+    return family.frame(family.encode(zeros), zeros[0], zeros[0])
 
 
 def _stats(family: Product, parameters: ProductParameters, x: Array, w: Array | None = None) -> Stats:
-    (stats,) = statistics(coded([(x, w)], family.coding), [family.components(parameters, _frame(family))])
+    (stats,) = statistics(encode_pieces([(x, w)], family.encoding), [family.components(parameters, _frame(family))])
     return stats
 
 
@@ -157,12 +157,12 @@ def test_the_lower_bound_never_falls(case: Case, gaps: bool, alpha: float, accel
     family = replace(case.family, partial=gaps, alpha=alpha).informed(
         x, np.ones(len(x)), np.nanmin(x, axis=0), np.nanmax(x, axis=0), 3
     )
-    sample = family.encoded(x)
+    sample = family.encode(x)
     em = EM(family, _frame(family), sample, 0, 60, accelerate)
     start = ProductParameters(np.full(3, 1 / 3), 0.1 * case.means + 0.9 * case.means.mean(axis=0))
 
     def one_pass(models: Any, dtypes: Any) -> Any:
-        return statistics(coded([(x, None)], family.coding), models, dtypes)
+        return statistics(encode_pieces([(x, None)], family.encoding), models, dtypes)
 
     (state,) = em.run([EMState(start)], one_pass, lambda _: None)
     bounds = np.array(state.lower_bounds)
@@ -237,7 +237,7 @@ def test_one_hot_responsibilities_give_each_class_its_own_means(case: Case, gaps
     x = _gaps(x) if gaps else x
     family = replace(case.family, partial=gaps)
     blank = family.blank(3, _frame(family))
-    (stats,) = start_statistics(coded([(x, None)], family.coding), blank, lambda z: np.eye(3)[y].T)
+    (stats,) = start_statistics(encode_pieces([(x, None)], family.encoding), blank, lambda z: np.eye(3)[y].T)
     found = family.maximize(blank, stats.moments)
     for k in range(3):
         alone = case.mixture(1, missing="skip" if gaps else "raise").fit(x[y == k])
@@ -275,7 +275,7 @@ def test_the_prior_smooths_as_naive_bayes_does(case: Case, bayes: Any, alpha: fl
     x, y = case.draw(200)
     family = replace(case.family, alpha=alpha)
     blank = family.blank(3, _frame(family))
-    (stats,) = start_statistics(coded([(x, None)], family.coding), blank, lambda z: np.eye(3)[y].T)
+    (stats,) = start_statistics(encode_pieces([(x, None)], family.encoding), blank, lambda z: np.eye(3)[y].T)
     found = family.maximize(blank, stats.moments)
     known = bayes(alpha=alpha).fit(x, y)
     logs = known.feature_log_prob_
@@ -298,10 +298,10 @@ def test_large_counts_are_summed_in_double_precision() -> None:
     model = CASES[1].mixture(2, subsample=2000, random_state=0).fit(x)
     np.testing.assert_allclose(np.sort(model.means_, axis=0), np.sort(rates, axis=0), rtol=1e-4)
     family = CASES[1].family.informed(x, np.ones(len(x)), x.min(axis=0), x.max(axis=0), 2)
-    frame = family.frame(family.encoded(x), x.min(axis=0), x.max(axis=0))
+    frame = family.frame(family.encode(x), x.min(axis=0), x.max(axis=0))
     assert not family.components(ProductParameters(np.full(2, 0.5), rates), frame).coarse
     small = CASES[1].family
-    assert small.components(CASES[1].parameters, small.frame(small.encoded(CASES[1].draw(9)[0]), *rates)).coarse
+    assert small.components(CASES[1].parameters, small.frame(small.encode(CASES[1].draw(9)[0]), *rates)).coarse
 
 
 # What holds the rows

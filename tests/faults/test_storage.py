@@ -23,6 +23,7 @@ from zarr.storage import LocalStore, WrapperStore
 import daskgmm.data.retry
 from daskgmm import GaussianMixture, open_samples
 from daskgmm.passes.graph import gather
+from daskgmm.passes.reader import Reader
 
 Array = npt.NDArray[np.float64]
 
@@ -352,7 +353,7 @@ def test_gather_is_not_slowed_by_what_is_guarded(blobs: Array, tmp_path: Path) -
     stored(blobs, tmp_path / "x.zarr")
     samples = open_samples(zarr.open_array(Counting(LocalStore(tmp_path / "x.zarr", read_only=True)), mode="r"))
     asked.clear()
-    gather(samples, _count)
+    gather(Reader(samples), _count)
     assert sorted(asked) == sorted(f"c/{i}/0" for i in range(24))
 
 

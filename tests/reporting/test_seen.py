@@ -35,7 +35,7 @@ def gm(field):
 
 
 def seen(gm, data, grid, **names):
-    samples = replace(open_samples(data, missing="drop", **names), coding=gm._coding())
+    samples = replace(open_samples(data, missing="drop", **names), encoding=gm._encoding())
     return see(samples, gm._components(), grid, "drop"), samples
 
 
