@@ -29,7 +29,7 @@ from daskgmm import (
     PoissonMixture,
 )
 from daskgmm.em.acceleration import Mixing
-from daskgmm.em.loop import EMState
+from daskgmm.em.loop import Bounds, EMState, Exactness, Extrapolation
 from daskgmm.families.gaussian import CollapsedComponentError, GaussianParameters
 from daskgmm.storage.groups import Target
 from daskgmm.storage.serialize import pack, unpack
@@ -423,12 +423,14 @@ def test_a_record_is_what_was_packed(order: list[int], dtype: Any, numbers: list
     point = np.array(numbers)
     state = EMState(
         GaussianParameters(point, point, point, point),
-        lower_bounds=tuple(numbers),
-        mixing=Mixing((point,), (point, point)),
-        plain=EMState(None if not numbers else GaussianParameters(point, point, point, point)),
         failure=CollapsedComponentError("component 3"),
+        bounds=Bounds(tuple(numbers)),
+        extrapolation=Extrapolation(
+            Mixing((point,), (point, point)),
+            plain=EMState(None if not numbers else GaussianParameters(point, point, point, point)),
+        ),
     )
-    kinds = (EMState, Mixing, GaussianParameters, CollapsedComponentError)
+    kinds = (EMState, Bounds, Extrapolation, Exactness, Mixing, GaussianParameters, CollapsedComponentError)
     if not numbers:
         with pytest.raises(ValueError, match="parameters of EMState is NoneType"):
             unpack(pack(state), kinds)

@@ -15,42 +15,46 @@ import numpy.typing as npt
 
 from daskgmm.em import kernel
 from daskgmm.em.kernel import normalize
-from daskgmm.em.layout import DOUBLE, LEAST, SINGLE, Precision, Prepared, direct, prepare, tile_rows
+from daskgmm.em.layout import DOUBLE, LEAST, SINGLE, KernelLayout, Precision, distance_inputs, prepare, tile_rows
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
 from daskgmm.families.encoding import PLAIN, FeatureEncoding, spans, strip_rows
 from daskgmm.families.frame import Array, Frame, Rows
 
 
-def sums(pieces: Iterable[Rows], prepared: Sequence[Prepared]) -> tuple[Stats, ...]:
+def block_stats(pieces: Iterable[Rows], layouts: Sequence[KernelLayout]) -> tuple[Stats, ...]:
     """E-step and moments of a block under several models, which share the reading and φ.
 
     Parameters
     ----------
     pieces : iterable of (x, weights)
         x (n, d); weights (n,) or None. Rows with a value that is not finite are left out.
-    prepared : sequence of Prepared
+    layouts : sequence of KernelLayout
 
     Returns
     -------
     tuple of Stats
         One a model; those of a lean model lack what `completed` adds to the total.
     """
-    found = [(*np.zeros((2, len(some.ends))), np.zeros(some.shape), np.zeros(some.pooled)) for some in prepared]
-    arguments: list[tuple[Any, ...]] = [
-        (*some.arguments, kernel.workspace(*some.room), *into) for some, into in zip(prepared, found, strict=True)
+    found = [layout.sums() for layout in layouts]
+    arguments = [
+        (layout.models, kernel.workspace(*layout.room), sums) for layout, sums in zip(layouts, found, strict=True)
     ]
-    n = [0] * len(prepared)
+    n = [0] * len(layouts)
     for x, weights in pieces:
         for x_strip, w_strip in strips(x, weights):
             strip = x_strip.reshape(-1).view(np.uint8), x_strip.dtype == SINGLE, w_strip
             for i, each in enumerate(arguments):
                 n[i] += kernel.accumulate(*strip, *each)
     stats = {
-        place: Stats(rows, float(log_likelihood), moments, scatter, float(log_certainty))
-        for some, rows, (*logs, all_moments, scatter) in zip(prepared, n, found, strict=True)
+        place: Stats(rows, float(log_likelihood), moments, sums.scatter, float(log_certainty))
+        for layout, rows, sums in zip(layouts, n, found, strict=True)
         for place, log_likelihood, log_certainty, moments in zip(
-            some.places, *logs, np.split(all_moments, some.ends[:-1]), strict=True
+            layout.places,
+            sums.log_likelihoods,
+            sums.log_certainties,
+            np.split(sums.moments, layout.models.ends[:-1]),
+            strict=True,
         )
     }
     return tuple(stats[place] for place in sorted(stats))
@@ -62,7 +66,7 @@ def statistics(
     dtype: Precision | Sequence[Precision] = DOUBLE,
 ) -> tuple[Stats, ...]:
     """The same, of models that are not prepared."""
-    return sums(pieces, prepare(models, dtype))
+    return block_stats(pieces, prepare(models, dtype))
 
 
 def completed(stats: Stats, model: Components, scatter: Array | None = None) -> Stats:
@@ -119,13 +123,13 @@ def log_joint_of(
     """
     cut = -np.log(least) if least else np.inf
     width = len(model.frame.shift)
-    components = None if model.linear else direct([model], np.arange(len(model.means)), DOUBLE)
+    inputs = None if model.linear else distance_inputs([model], np.arange(len(model.means)), DOUBLE)
     for at in spans(len(x), tile_rows(width)):
         rows = np.ascontiguousarray(encoding.encode(x[at]), dtype=np.float64)
-        if components is None:
+        if inputs is None:
             yield at, model.theta[:, 1:] @ rows.T + model.theta[:, :1]
         else:
-            yield at, kernel.log_joint(rows, components, cut)
+            yield at, kernel.log_joint(rows, inputs, cut)
 
 
 def compile_statistics(models: Sequence[Components], dtypes: Sequence[Precision]) -> None:

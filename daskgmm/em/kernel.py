@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, types
@@ -41,6 +41,105 @@ def expected_sums(phi: Any, theta: Any, weights: Any) -> tuple[float, Any]:
     log_density = np.logaddexp.reduce(log_joint, axis=0)
     resp = np.exp(log_joint - log_density) * weights
     return float(weights @ log_density), resp @ phi.T
+
+
+# -----------------------------------------------------------------------------
+# What the compiled loops are given
+# -----------------------------------------------------------------------------
+#
+# n: rows of a tile; d: columns of features; p: of φ; k: components of all models that share φ. Tiles are float64 or
+# float32 (the precision of tiles); sums are float64.
+
+
+class RowTransform(NamedTuple):
+    """The map x → z of rows into a frame: (x − shift) · units, then the whitening."""
+
+    shift: Any  # (rows · d,) of the frame, repeated for several rows
+    units: Any  # (rows · d,) 1 / scale of the frame, repeated the same way
+    turn: Any  # (d, d) the frame's whitening, transposed, in the precision of tiles; (0, 0): none
+
+
+class Products(NamedTuple):
+    """The products z_i z_j in φ, and those that are summed over all components at once."""
+
+    left: Any  # (q,) i of each product in φ
+    right: Any  # (q,) j
+    pooled_left: Any  # (s,) i of each product in the scatter
+    pooled_right: Any  # (s,) j
+
+
+class ThetaGroups(NamedTuple):
+    """Natural parameters θ by groups of components of one model, so that each model keeps the bits it has alone."""
+
+    values: Any  # (Σ p · width,) θᵀ (p, width) of each group, one after another, in the precision of tiles; p > d
+    ends: Any  # (groups,) component at which each group ends
+    widths: Any  # (groups,) columns as which each group is multiplied
+    narrow: int  # groups of at most so many columns are multiplied by loops
+    rows_first: bool  # whether BLAS multiplies φ with its rows first
+
+
+class DistanceInputs(NamedTuple):
+    """Components whose log joint densities come from distances to their means; m of them."""
+
+    columns: Any  # (m,) which of the k components they are
+    means: Any  # (m, d)
+    factors: Any  # (m, d, d) Fᵀ, or (m, 1, d) its diagonal
+    constants: Any  # (m,) log weight + log p(mean | k)
+    step: int  # rows of a triangular Fᵀ that are multiplied at a time; d: F is not triangular
+
+
+class OwnSums(NamedTuple):
+    """How moments are summed over the rows that a component really holds."""
+
+    always: Any  # (k,) whether a component's moments are summed only so
+    centres: Any  # (k, d) about which the moments are
+    least: Any  # (k,) responsibility from which a row counts as held
+    allowed: bool  # whether components of whole models may be summed so where they hold few rows
+
+
+class Layout(NamedTuple):
+    """Models that share φ, as `accumulate` takes them."""
+
+    ends: Any  # (models,) component at which each model ends
+    transform: RowTransform
+    products: Products
+    theta: ThetaGroups
+    distances: DistanceInputs
+    own: OwnSums
+    tile: int  # rows
+    floor: Any  # of log γ, in the precision of tiles
+
+
+class Scratch(NamedTuple):
+    """Room for what distances and the search for members work with."""
+
+    deviations: Any  # (2, n · d)
+    vectors: Any  # (3, n)
+    places: Any  # (n,) intp
+
+
+class Workspace(NamedTuple):
+    """Room for `accumulate`, all in the precision of tiles but for the weights."""
+
+    rows: Any  # (n, d)
+    weights: Any  # (n,) float64
+    phi: Any  # (p · n,)
+    log_joint: Any  # (k · n,)
+    side: Any  # (n · widest group,)
+    product: Any  # (p · widest group,), and d² at least where φ has all products
+    scratch: Scratch
+    gathered: Any  # (k, most, d) √γ (z − centre) of the rows that each component holds
+    roots: Any  # (k, most) √γ of the same
+    counts: Any  # (k,) how many those are
+
+
+class Sums(NamedTuple):
+    """The sums that `accumulate` adds to."""
+
+    log_likelihoods: Any  # (models,) Σ w log p(x)
+    log_certainties: Any  # (models,) Σ w log max γ
+    moments: Any  # (k, p) Σ w γ φ
+    scatter: Any  # (s,) Σ w z_i z_j
 
 
 # -----------------------------------------------------------------------------
@@ -115,8 +214,7 @@ def soften(
     ends: Any,  # (models,) where each model's components end
     weights: Any,  # (n,), or empty: all 1
     floor: Any,  # of log γ
-    tops: Any,  # (n,) room to work in
-    totals: Any,  # (n,) the same
+    vectors: Any,  # (2, n) and more, room to work in
     log_likelihoods: Any,  # (models,) to add to
     log_certainties: Any,  # (models,) to add the logarithms of the largest responsibilities to
 ) -> None:
@@ -127,7 +225,7 @@ def soften(
     n = log_joint.shape[1]
     for start in range(0, n, _ROWS):
         stop = min(start + _ROWS, n)
-        top, total = tops[start:stop], totals[start:stop]
+        top, total = vectors[0, start:stop], vectors[1, start:stop]
         first: Any = np.intp(0)
         for m in range(len(ends)):
             _exponentials(log_joint, first, ends[m], start, floor, top, total)
@@ -241,9 +339,9 @@ def transpose(values: Any, out: Any) -> None:
 
 
 @compiled
-def fill(phi: Any, d: int, products: Any) -> None:
+def fill(phi: Any, d: int, products: Products) -> None:
     """Fill in the products of φ, whose first rows are 1 and z."""
-    left, right = products
+    left, right = products.left, products.right
     for q in range(len(left)):
         a, b, out = phi[1 + left[q]], phi[1 + right[q]], phi[1 + d + q]
         for r in range(phi.shape[1]):
@@ -251,21 +349,18 @@ def fill(phi: Any, d: int, products: Any) -> None:
 
 
 @compiled
-def joint(
-    phi: Any, theta: Any, groups: tuple[Any, Any], narrow: int, rows_first: bool, side: Any, log_joint: Any
-) -> None:
-    """θᵀ φ: (k, n); φ begins with a row of ones."""
+def joint(phi: Any, theta: ThetaGroups, side: Any, log_joint: Any) -> None:
+    """Compute θ φ (k, n) of φ (p, n), which begins with a row of ones."""
     p, n = phi.shape
-    ends, widths = groups
     first: Any = np.intp(0)
     start = 0
-    for i, last in enumerate(ends):
-        columns = widths[i]
-        some = theta[p * start : p * (start + columns)].reshape(p, columns)
+    for i, last in enumerate(theta.ends):
+        columns = theta.widths[i]
+        some = theta.values[p * start : p * (start + columns)].reshape(p, columns)
         start += columns
-        if columns <= narrow:
+        if columns <= theta.narrow:
             _joint_by_pairs(phi, some, side[:n], log_joint[first:last])
-        elif rows_first:
+        elif theta.rows_first:
             rows = side[: n * columns].reshape(n, columns)
             np.dot(phi.T, some, rows)
             transpose(rows, log_joint[first:last])
@@ -275,12 +370,12 @@ def joint(
 
 
 @compiled
-def joint_of_rows(rows: Any, theta: Any, ends: Any, log_joint: Any) -> None:
-    """The same, where φ is 1 and the rows (n, d), and groups are as wide as they are large."""
+def joint_of_rows(rows: Any, theta: ThetaGroups, log_joint: Any) -> None:
+    """Compute θ φ (k, n) where φ is 1 and the rows (n, d), and groups are as wide as they are large."""
     p = rows.shape[1] + 1
     first: Any = np.intp(0)
-    for last in ends:
-        some = theta[p * first : p * last].reshape(p, last - first)
+    for last in theta.ends:
+        some = theta.values[p * first : p * last].reshape(p, last - first)
         np.dot(some[1:].T, rows.T, log_joint[first:last])
         for c in range(last - first):
             joint, constant = log_joint[first + c], some[0, c]
@@ -291,29 +386,18 @@ def joint_of_rows(rows: Any, theta: Any, ends: Any, log_joint: Any) -> None:
 
 @compiled
 def multiply(
-    phi: Any,
-    resp: Any,
-    first: int,
-    last: int,
-    groups: tuple[Any, Any],
-    narrow: int,
-    rows_first: bool,
-    side: Any,
-    room: Any,
-    own: Any,
-    moments: Any,
+    phi: Any, resp: Any, first: int, last: int, theta: ThetaGroups, side: Any, room: Any, own: Any, moments: Any
 ) -> None:
-    """Add γ φᵀ (k, p) to moments of components from the first to the last, but of those that have their own sums."""
+    """Add γ φᵀ to the moments (k, p) of components first to last, except those with sums of their own (k,)."""
     p, n = phi.shape
-    ends, widths = groups
-    for i, end in enumerate(ends):
+    for i, end in enumerate(theta.ends):
         if end <= first or end > last:
             continue
-        columns = widths[i]
+        columns = theta.widths[i]
         product = room[: p * columns].reshape(p, columns)
-        if columns <= narrow:
+        if columns <= theta.narrow:
             _multiply_by_pairs(phi, resp[first:end], product)
-        elif rows_first:
+        elif theta.rows_first:
             rows = side[: n * columns].reshape(n, columns)
             transpose(resp[first:end], rows)
             np.dot(phi, rows, product)
@@ -327,11 +411,11 @@ def multiply(
 
 
 @compiled
-def multiply_rows(rows: Any, resp: Any, ends: Any, room: Any, moments: Any) -> None:
-    """The same of all components, where φ is 1 and the rows (n, d)."""
+def multiply_rows(rows: Any, resp: Any, theta: ThetaGroups, room: Any, moments: Any) -> None:
+    """Add γ φᵀ to the moments (k, p) of all components where φ is 1 and the rows (n, d)."""
     d = rows.shape[1]
     first: Any = np.intp(0)
-    for last in ends:
+    for last in theta.ends:
         product = room[: (last - first) * d].reshape(last - first, d)
         np.dot(resp[first:last], rows, product)
         for c in range(first, last):
@@ -425,79 +509,75 @@ _FEW = 0.25
 
 
 @compiled
-def distances(
-    z: Any,  # (d, n)
-    rows: Any,  # the same (n, d)
-    direct: tuple[Any, ...],  # columns (m,) of log_joint, means, Fᵀ (m, d, d) or diagonals (m, 1, d), constants, step
-    ends: Any,  # where each model's components end, if all of them are direct
-    cuts: Any,  # (k,) so many nats below another of its model, a component holds nothing
-    room: Any,  # (2, d · n) and more, to work in
-    vectors: Any,  # (2, n) and more
-    places: Any,  # (n,) and more
-    log_joint: Any,  # (k, n)
-) -> None:
-    """log weight + log p(z | k) of some columns; of those below the cut, what is not above it either."""
+def distances(z: Any, rows: Any, inputs: DistanceInputs, ends: Any, cuts: Any, room: Scratch, log_joint: Any) -> None:
+    """Compute log weight + log p(z | k) of the components in ``inputs``, as far as it is above the cut.
+
+    Parameters
+    ----------
+    z, rows : arrays of shapes (d, n) and (n, d)
+        The same rows, features first and last.
+    inputs : DistanceInputs
+    ends : array of shape (models,)
+        Component at which each model ends, if all components are in ``inputs``.
+    cuts : array of shape (k,)
+        So many nats below another component of its model, a component holds nothing. Such values may come out larger
+        than they are, but below the cut.
+    room : Scratch
+    log_joint : array of shape (k, n)
+    """
     d, n = z.shape
-    columns, means, transposed, _, step = direct
+    columns, step = inputs.columns, inputs.step
     bounded = step < d and cuts[0] < np.inf and len(columns) == len(log_joint)
     first: Any = np.intp(0)  # an integer that Numba does not take for a type of its own, and compile for once more
-    _add(z, first, len(columns), first, step if bounded else d, direct, room, vectors, log_joint)
+    _add_terms(z, first, len(columns), first, step if bounded else d, inputs, room, log_joint)
     if not bounded:
         return
     for last in ends:
-        _likeliest(log_joint, first, last, vectors)
-        if _near(log_joint, first, last, cuts, (d - step) / 2, vectors) > _FEW * n * (last - first):
-            _add(z, first, last, step, d, direct, room, vectors, log_joint)
+        _find_likeliest(log_joint, first, last, room.vectors)
+        if _count_near(log_joint, first, last, cuts, (d - step) / 2, room.vectors) > _FEW * n * (last - first):
+            _add_terms(z, first, last, step, d, inputs, room, log_joint)
         else:
             for others in (False, True):
                 for c in range(first, last):
-                    _complete(rows, c, others, cuts[c], means, transposed, step, room, vectors, places, log_joint)
+                    _complete(rows, c, others, cuts[c], inputs, room, log_joint)
         first = last
 
 
 @compiled
-def _add(
-    z: Any,
-    first: int,
-    last: int,
-    start: int,
-    stop: int,
-    direct: tuple[Any, ...],
-    room: Any,
-    vectors: Any,
-    log_joint: Any,
+def _add_terms(
+    z: Any, first: int, last: int, start: int, stop: int, inputs: DistanceInputs, room: Scratch, log_joint: Any
 ) -> None:
-    """What rows start to stop of Fᵀ(z − mean) add, of some of the direct components; first of all, their constants."""
+    """Add the terms of rows start to stop of Fᵀ(z − mean) for components first to last, after their constants."""
     d, n = z.shape
-    columns, means, transposed, constants, step = direct
-    deviation, y = room[0, : d * n].reshape(d, n), room[1, : d * n].reshape(d, n)
-    total = vectors[0, :n]
+    means, factors, step = inputs.means, inputs.factors, inputs.step
+    deviation, y = room.deviations[0, : d * n].reshape(d, n), room.deviations[1, : d * n].reshape(d, n)
+    total = room.vectors[0, :n]
     half = z.dtype.type(0.5)
     for c in range(first, last):
         for i in range(stop):
             for r in range(n):
                 deviation[i, r] = z[i, r] - means[c, i]
-        if transposed.shape[1] < d:
+        if factors.shape[1] < d:
             for i in range(start, stop):
                 for r in range(n):
-                    y[i, r] = transposed[c, 0, i] * deviation[i, r]
+                    y[i, r] = factors[c, 0, i] * deviation[i, r]
         else:
             for i in range(start, stop, step):
                 end = min(i + step, d)
-                np.dot(np.ascontiguousarray(transposed[c, i:end, :end]), deviation[:end], y[i:end])
+                np.dot(np.ascontiguousarray(factors[c, i:end, :end]), deviation[:end], y[i:end])
         total[:] = 0
         for i in range(start, stop):
             for r in range(n):
                 total[r] += y[i, r] * y[i, r]
         if start == 0:
-            log_joint[columns[c]] = constants[c]
+            log_joint[inputs.columns[c]] = inputs.constants[c]
         for r in range(n):
-            log_joint[columns[c], r] -= half * total[r]
+            log_joint[inputs.columns[c], r] -= half * total[r]
 
 
 @compiled
-def _likeliest(log_joint: Any, first: int, last: int, vectors: Any) -> None:
-    """The largest value of each column among some components, and which of them has it."""
+def _find_likeliest(log_joint: Any, first: int, last: int, vectors: Any) -> None:
+    """Find the largest value of each column among components first to last, and which of them has it."""
     n = log_joint.shape[1]
     largest, which = vectors[0, :n], vectors[1, :n]
     for r in range(n):
@@ -516,8 +596,8 @@ def _note(values: Any, c: Any, largest: Any, which: Any) -> None:
 
 
 @compiled
-def _near(log_joint: Any, first: int, last: int, cuts: Any, more: float, vectors: Any) -> int:
-    """How many values of some components are no farther from the largest than their cut and so much more."""
+def _count_near(log_joint: Any, first: int, last: int, cuts: Any, more: float, vectors: Any) -> int:
+    """Count values no farther below the largest of their column than the component's cut and ``more``."""
     n = log_joint.shape[1]
     largest, found = vectors[0, :n], 0
     for c in range(first, last):
@@ -529,24 +609,16 @@ def _near(log_joint: Any, first: int, last: int, cuts: Any, more: float, vectors
 
 @compiled
 def _complete(
-    rows: Any,
-    c: int,
-    others: bool,
-    cut: float,
-    means: Any,
-    transposed: Any,
-    step: int,
-    room: Any,
-    vectors: Any,
-    places: Any,
-    log_joint: Any,
+    rows: Any, c: int, others: bool, cut: float, inputs: DistanceInputs, room: Scratch, log_joint: Any
 ) -> None:
-    """Add what is left, for the rows whose likeliest component this seemed to be, or for others that it may yet hold.
+    """Add the remaining terms of component c for the rows whose likeliest component it seemed, or for the others.
 
-    ``vectors`` takes what the former reach; for the latter it has that, which they must not be below by the cut, and
-    which they are.
+    The first call leaves in ``room.vectors`` the value that each row reaches; the second takes the other rows on which
+    the component is not yet below that value by the cut.
     """
     n, d = rows.shape
+    means, transposed, step = inputs.means, inputs.factors, inputs.step
+    vectors, places = room.vectors, room.places
     values, reached, which = log_joint[c], vectors[0, :n], vectors[1, :n]
     m, below = 0, vectors.dtype.type(cut)
     for r in range(n):
@@ -555,7 +627,8 @@ def _complete(
             m += which[r] != c and values[r] > reached[r] - below
         else:
             m += which[r] == c
-    deviation, y = room[0, : m * d].reshape(m, d), room[1, : m * (d - step)].reshape(m, d - step)
+    deviation = room.deviations[0, : m * d].reshape(m, d)
+    y = room.deviations[1, : m * (d - step)].reshape(m, d - step)
     for j in range(m):
         place = places[j]  # outside of the loop, which is done by vectors then
         for i in range(d):
@@ -580,10 +653,15 @@ def _complete(
 
 
 @compiled
-def holders(resp: Any, first: int, last: int, least: Any, weights: Any, vectors: Any) -> float:
-    """How many of the components from first to last hold each row, as their γ counts, and which does so last.
+def count_members(resp: Any, first: int, last: int, least: Any, weights: Any, vectors: Any) -> float:
+    """Count the components from first to last that hold each row, and note the last of them.
 
-    Returns how many there are for all rows together; ``vectors`` takes the rows' counts, last holders and weights.
+    ``vectors`` takes the rows' counts, last holders and weights.
+
+    Returns
+    -------
+    float
+        Pairs of a row and a component that holds it.
     """
     n = resp.shape[1]
     counts, latest, weight = vectors[0, :n], vectors[1, :n], vectors[2, :n]
@@ -607,25 +685,22 @@ def _mark(gammas: Any, weight: Any, least: Any, counts: Any, latest: Any, c: Any
 
 
 @compiled
-def hold(
-    rows: Any,  # z (n, d)
-    resp: Any,  # (k, n)
-    first: int,  # of the components from here
-    last: int,  # to here
-    least: Any,  # (k,) γ that counts
-    vectors: Any,  # what `holders` found for them
-    centres: Any,  # (k, d)
-    kept: tuple[Any, ...],  # (k, most, d) the rows that each component holds, (k, most) √γ, (k,) how many those are
-    diagonal: bool,
-    room: Any,
-    moments: Any,  # (k, p)
+def gather_rows(
+    rows: Any, resp: Any, first: int, last: int, own: OwnSums, diagonal: bool, work: Workspace, moments: Any
 ) -> None:
-    """Gather √γ (z − centre) and √γ of the rows of each component; where there is no place for more, add them up.
+    """Gather √γ (z − centre) and √γ of the rows that components first to last hold, as `count_members` found them.
 
-    Without views of arrays in the loop, which cost more than all else in it.
+    Where a component has no place for more, its rows are added to its moments (k, p). No views of arrays are made in
+    the loop, which would cost more than all else in it.
+
+    Parameters
+    ----------
+    rows : array of shape (n, d)
+    resp : array of shape (k, n)
     """
     n, d = rows.shape
-    held, roots, many = kept
+    held, roots, many, vectors = work.gathered, work.roots, work.counts, work.scratch.vectors
+    least, centres = own.least, own.centres
     counts, latest, weight = vectors[0, :n], vectors[1, :n], vectors[2, :n]
     for r in range(n):
         if counts[r] == 0:
@@ -639,14 +714,14 @@ def hold(
                     held[c, m, i] = root * (rows[r, i] - centres[c, i])
                 many[c] = m + 1
                 if m + 1 == roots.shape[1]:
-                    release(held[c], roots[c], many[c : c + 1], diagonal, room, moments[c])
+                    flush_rows(held[c], roots[c], many[c : c + 1], diagonal, work.product, moments[c])
 
 
 @compiled
-def release(held: Any, roots: Any, many: Any, diagonal: bool, room: Any, found: Any) -> None:
-    """Add Σ γ φ(z − centre) of the rows that a component holds to what was found (p,)."""
+def flush_rows(held: Any, roots: Any, many: Any, diagonal: bool, room: Any, found: Any) -> None:
+    """Add Σ γ φ(z − centre) of the rows gathered for a component to its moments (p,), and forget the rows."""
     m, d = many[0], held.shape[1]
-    if m == 0:  # as all of them for lean models, whose moments (p,) end before the products
+    if m == 0:  # always so where components share the quadratic part of θ: their moments end before the products
         return
     held, roots = held[:m], roots[:m]
     many[0] = 0
@@ -669,9 +744,9 @@ def release(held: Any, roots: Any, many: Any, diagonal: bool, room: Any, found: 
 
 
 @compiled
-def pool(phi: Any, d: int, pooled: Any, weights: Any, scatter: Any) -> None:
+def pool(phi: Any, d: int, products: Products, weights: Any, scatter: Any) -> None:
     """Add Σ w z_i z_j over all components."""
-    left, right = pooled
+    left, right = products.pooled_left, products.pooled_right
     for q in range(len(left)):
         a, b = phi[1 + left[q]], phi[1 + right[q]]
         total = phi.dtype.type(0)
@@ -690,42 +765,40 @@ def pool(phi: Any, d: int, pooled: Any, weights: Any, scatter: Any) -> None:
 #
 # Tiles of rows through all of the above.
 
-# What a row of a component costs, and a squared feature of it, where a product with φ costs p a row and component
+# Cost of a row of a component, and of a squared feature of it, where a product with φ costs p a row and component
 # (measured: with 16 features and components, 28 to 40 ns; the two ways meet at 1.4 components a row, with 64 at 5).
 _PAIR, _PAIR_SQUARE = 1200, 2
 _LINE = 64  # bytes of a cache line
-_last = threading.local()  # what each thread worked in last
-_HELD_VALUES, _LEAST_HELD, _MOST_HELD = 2**17, 8, 128  # 1 MiB of rows that are held; of one component
+_last = threading.local()  # workspace that each thread used last
+_HELD_VALUES, _LEAST_HELD, _MOST_HELD = 2**17, 8, 128  # 1 MiB of gathered rows; rows of one component
 
 
-def workspace(tile: int, d: int, p: int, k: int, widest: int, dtype: Any) -> tuple[Any, ...]:
-    """Room for `accumulate` to work in, that this thread had last: where memory is returned, it is dear to come by."""
+def workspace(tile: int, d: int, p: int, k: int, widest: int, dtype: Any) -> Workspace:
+    """Give this thread room for `accumulate`, the same as last time if it fits: new memory is slow to come by."""
     wanted = tile, d, p, k, widest, dtype
     if getattr(_last, "wanted", None) != wanted:
         _last.wanted, _last.room = wanted, _workspace(*wanted)
     return _last.room
 
 
-def _workspace(tile: int, d: int, p: int, k: int, widest: int, dtype: Any) -> tuple[Any, ...]:
-    many = min(max(_HELD_VALUES // (k * d), _LEAST_HELD), _MOST_HELD)
-    return (
-        _aligned((tile, d), dtype),
-        _aligned((tile,), np.float64),
-        _aligned((p * tile,), dtype),
-        _aligned((k * tile,), dtype),
-        _aligned((tile * widest,), dtype),
-        _aligned((p * max(widest, 2),), dtype),  # d² too, where φ has all products
-        _aligned((2, tile * d), dtype),
-        _aligned((3, tile), dtype),
-        _aligned((k, many, d), dtype),
-        _aligned((k, many), dtype),
-        np.zeros(k, np.intp),
-        np.empty(tile, np.intp),
+def _workspace(tile: int, d: int, p: int, k: int, widest: int, dtype: Any) -> Workspace:
+    most = min(max(_HELD_VALUES // (k * d), _LEAST_HELD), _MOST_HELD)
+    return Workspace(
+        rows=_aligned((tile, d), dtype),
+        weights=_aligned((tile,), np.float64),
+        phi=_aligned((p * tile,), dtype),
+        log_joint=_aligned((k * tile,), dtype),
+        side=_aligned((tile * widest,), dtype),
+        product=_aligned((p * max(widest, 2),), dtype),  # d² too, where φ has all products
+        scratch=Scratch(_aligned((2, tile * d), dtype), _aligned((3, tile), dtype), np.empty(tile, np.intp)),
+        gathered=_aligned((k, most, d), dtype),
+        roots=_aligned((k, most), dtype),
+        counts=np.zeros(k, np.intp),
     )
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array that starts with a cache line, as the longest vectors then do, too."""
+    """Allocate an array that starts with a cache line, as its longest vectors then do, too."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.empty(size + _LINE, np.uint8)
     start = -room.ctypes.data % _LINE
@@ -733,136 +806,115 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 @compiled
-def accumulate(
-    x: Any,  # (n · d,) float64 or float32, as bytes
-    single: bool,  # are they float32?
-    weights: Any,  # (n,) float64, or empty: all 1
-    shift: Any,  # of the frame, for several rows: (rows · d,)
-    units: Any,  # 1 / scale of the frame, the same way
-    turn: Any,  # (d, d) the frame's whitening, transposed, in the precision of the tiles; or (0, 0): none
-    products: Any,  # of φ: left (q,), right (q,)
-    pooled: Any,  # the products that are summed over all components at once
-    theta: Any,  # (p, width) of each group of components, one after another, p > d, in that precision
-    groups: tuple[Any, Any],  # where each ends: some components of one model, which so has its own bits; and widths
-    ends: Any,  # (models,) where each model's components end
-    direct: tuple[Any, ...],  # columns (m,), means, Fᵀ or diagonals, constants, step: see `distances`
-    own: Any,  # (k,) whose moments are always summed over their own rows: those of the direct components
-    centres: Any,  # (k, d) that these are about
-    tile: int,  # rows
-    narrow: int,  # groups of at most so many are multiplied by loops
-    rows_first: bool,  # is φ multiplied with its rows first?
-    sparse: bool,  # may moments be summed over the rows that a component really holds?
-    floor: Any,  # of log γ
-    least: Any,  # (k,) γ that counts
-    room: tuple[Any, ...],  # from `workspace`
-    log_likelihoods: Any,  # (models,) the sums to add to
-    log_certainties: Any,  # (models,)
-    moments: Any,  # (k, p)
-    scatter: Any,  # (pooled,)
-) -> int:
-    """Add the statistics of some rows to the sums; returns how many rows were finite and weighed something."""
+def accumulate(x: Any, single: bool, weights: Any, layout: Layout, work: Workspace, sums: Sums) -> int:
+    """Add the statistics of some rows to the sums.
+
+    Parameters
+    ----------
+    x : array of shape (n · d,)
+        Rows in float64, or float32 if ``single``, as bytes.
+    single : bool
+    weights : array of shape (n,)
+        In float64; empty: all 1.
+    layout : Layout
+    work : Workspace
+    sums : Sums
+
+    Returns
+    -------
+    int
+        Rows that were finite and had a positive weight.
+    """
+    ends, own, theta, turn = layout.ends, layout.own, layout.theta, layout.transform.turn
+    moments, scatter, vectors = sums.moments, sums.scatter, work.scratch.vectors
     k, p = moments.shape
-    columns, _, transposed, _, _ = direct
-    (
-        row_buffer,
-        weight_buffer,
-        phi_buffer,
-        joint_buffer,
-        side,
-        product,
-        deviations,
-        vectors,
-        held,
-        roots,
-        many,
-        places,
-    ) = room
-    d = row_buffer.shape[1]
-    loose, diagonal = len(columns) < k, transposed.shape[1] < d
+    d, tile = work.rows.shape[1], layout.tile
+    n_direct = len(layout.distances.columns)
+    loose, diagonal = n_direct < k, layout.distances.factors.shape[1] < d
     # Where φ is 1 and the rows themselves, it need not be laid out features first.
-    flat = len(products[0]) == 0 and len(columns) == 0 and len(turn) == 0
-    kept, cuts = (held, roots, many), -np.log(least)
+    flat = len(layout.products.left) == 0 and n_direct == 0 and len(turn) == 0
+    cuts = -np.log(own.least)
     used = 0
     row = d * (4 if single else 8)  # bytes
     for start in range(0, len(x) // row, tile):
         stop = start + tile
         some, w = x[start * row : stop * row], weights[start:stop]
         if single:
-            rows, w = _deviations(some.view(np.float32), w, shift, units, row_buffer, weight_buffer)
+            rows, w = _deviations(some.view(np.float32), w, layout.transform, work.rows, work.weights)
         else:
-            rows, w = _deviations(some.view(np.float64), w, shift, units, row_buffer, weight_buffer)
+            rows, w = _deviations(some.view(np.float64), w, layout.transform, work.rows, work.weights)
         n = len(rows)
         if n == 0:
             continue
         used += n
         if flat:
-            log_joint = joint_buffer[: k * n].reshape(k, n)
-            joint_of_rows(rows, theta, groups[0], log_joint)
-            soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods, log_certainties)
-            multiply_rows(rows, log_joint, groups[0], product, moments)
+            log_joint = work.log_joint[: k * n].reshape(k, n)
+            joint_of_rows(rows, theta, log_joint)
+            soften(log_joint, ends, w, layout.floor, vectors, sums.log_likelihoods, sums.log_certainties)
+            multiply_rows(rows, log_joint, theta, work.product, moments)
             if len(scatter):
-                phi = phi_buffer[: p * n].reshape(p, n)
+                phi = work.phi[: p * n].reshape(p, n)
                 transpose(rows, phi[1 : d + 1])
-                pool(phi, d, pooled, w, scatter)
+                pool(phi, d, layout.products, w, scatter)
             continue
-        phi = phi_buffer[: p * n].reshape(p, n)
+        phi = work.phi[: p * n].reshape(p, n)
         phi[0] = 1
         z = phi[1 : d + 1]
         if len(turn):
             np.dot(turn.T, rows.T, z)
         else:
             transpose(rows, z)
-        log_joint = joint_buffer[: k * n].reshape(k, n)
+        log_joint = work.log_joint[: k * n].reshape(k, n)
         if loose:
-            fill(phi, d, products)
-            joint(phi, theta, groups, narrow, rows_first, side, log_joint)
-        if len(columns):
+            fill(phi, d, layout.products)
+            joint(phi, theta, work.side, log_joint)
+        if n_direct:
             if len(turn):
                 transpose(z, rows)
-            distances(z, rows, direct, ends, cuts, deviations, vectors, places, log_joint)
-        soften(log_joint, ends, w, floor, vectors[0, :n], vectors[1, :n], log_likelihoods, log_certainties)
-        turned = len(turn) > 0 and len(columns) == 0  # z is not in rows yet
+            distances(z, rows, layout.distances, ends, cuts, work.scratch, log_joint)
+        soften(log_joint, ends, w, layout.floor, vectors, sums.log_likelihoods, sums.log_certainties)
+        turned = len(turn) > 0 and n_direct == 0  # z is not in rows yet
         first: Any = np.intp(0)
         for last in ends:
             few, most = not loose, n * p * (last - first) // (_PAIR + _PAIR_SQUARE * d * d)
-            if few or (sparse and n < most):  # each row belongs to one component at least
-                few = holders(log_joint, first, last, least, w, vectors) < most or few
+            if few or (own.allowed and n < most):  # each row belongs to one component at least
+                few = count_members(log_joint, first, last, own.least, w, vectors) < most or few
             if turned and few:
                 transpose(z, rows)
                 turned = False
             if few:
-                hold(rows, log_joint, first, last, least, vectors, centres, kept, diagonal, product, moments)
+                gather_rows(rows, log_joint, first, last, own, diagonal, work, moments)
             else:
-                multiply(phi, log_joint, first, last, groups, narrow, rows_first, side, product, own, moments)
+                multiply(phi, log_joint, first, last, theta, work.side, work.product, own.always, moments)
                 for c in range(first, last):
-                    if own[c]:
-                        holders(log_joint, c, c + 1, least, w, vectors)
-                        hold(rows, log_joint, c, c + 1, least, vectors, centres, kept, diagonal, product, moments)
+                    if own.always[c]:
+                        count_members(log_joint, c, c + 1, own.least, w, vectors)
+                        gather_rows(rows, log_joint, c, c + 1, own, diagonal, work, moments)
             first = last
         if len(scatter):
-            pool(phi, d, pooled, w, scatter)
+            pool(phi, d, layout.products, w, scatter)
     for c in range(k):
-        release(held[c], roots[c], many[c : c + 1], diagonal, product, moments[c])
+        flush_rows(work.gathered[c], work.roots[c], work.counts[c : c + 1], diagonal, work.product, moments[c])
     return used
 
 
-def log_joint(x: Any, direct: tuple[Any, ...], cut: float) -> Any:
-    """log weight + log p(x | k) of some rows (n, d), from their distances to the means: (k, n)."""
-    columns = direct[0]
-    found, ends, cuts = np.empty((len(columns), len(x))), np.array([len(columns)]), np.full(len(columns), cut)
-    room, vectors, places = np.empty((2, x.size)), np.empty((2, len(x))), np.empty(len(x), np.intp)
-    z = np.ascontiguousarray(x.T)
-    distances(z, x, direct, ends, cuts, room, vectors, places, found)
+def log_joint(x: Any, inputs: DistanceInputs, cut: float) -> Any:
+    """Compute log weight + log p(x | k) of rows (n, d) from their distances to the means: (k, n)."""
+    k, n = len(inputs.columns), len(x)
+    found = np.empty((k, n))
+    room = Scratch(np.empty((2, x.size)), np.empty((2, n)), np.empty(n, np.intp))
+    distances(np.ascontiguousarray(x.T), x, inputs, np.array([k]), np.full(k, cut), room, found)
     return found
 
 
 @compiled
-def _deviations(x: Any, weights: Any, shift: Any, units: Any, rows: Any, kept: Any) -> Any:
-    """(x − shift) · units of the rows that are finite and weigh something, in rows; and their weights.
+def _deviations(x: Any, weights: Any, transform: RowTransform, rows: Any, kept: Any) -> Any:
+    """Put (x − shift) · units of the rows that are finite and have a positive weight into ``rows``; and the weights.
 
     The difference is taken in double precision, as rows may lie far from the origin. A loop over several rows at a
     time is long enough for vectors.
     """
+    shift, units = transform.shift, transform.units
     d, out, zero = rows.shape[1], rows.reshape(rows.size), x.dtype.type(0)
     check = zero
     for start in range(0, len(x), len(shift)):

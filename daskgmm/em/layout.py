@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from daskgmm.em import kernel
 from daskgmm.families.base import Components
 from daskgmm.families.frame import Array
 from daskgmm.process import architectures
@@ -41,26 +42,25 @@ _STEP = 16
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Models that share φ, as the kernel takes them: made once a pass, for all of its blocks."""
+class KernelLayout:
+    """Models that share φ, laid out for the kernel: made once a pass, for all of its blocks."""
 
-    places: npt.NDArray[np.intp]  # of them, among the models of the pass
-    ends: npt.NDArray[np.intp]  # (models,) where each one's components end
+    places: npt.NDArray[np.intp]  # of the models among those of the pass
     shape: tuple[int, int]  # of all moments: (Σk, p)
-    pooled: int  # products that are summed over all components at once
-    arguments: tuple[Any, ...]  # of `kernel.accumulate`, from the frame's to the limits
+    models: kernel.Layout
     room: tuple[Any, ...]  # arguments of `kernel.workspace`
 
     @staticmethod
-    def of(models: Sequence[Components], places: npt.NDArray[np.intp], dtype: Precision, pool: bool) -> Prepared:
-        frame, products = models[0].frame, models[0].products
+    def of(models: Sequence[Components], places: npt.NDArray[np.intp], dtype: Precision, pool: bool) -> KernelLayout:
+        frame, (left, right) = models[0].frame, models[0].products
         d = len(frame.shift)
-        none = products[0][:0], products[1][:0]
+        none = left[:0]
         lean, diagonal = models[0].lean, models[0].factors.ndim == 2
+        pooled = (left, right) if lean and pool else (none, none)
         ends = np.cumsum([len(model.means) for model in models])
         apart = np.concatenate([model.direct for model in models])
         columns = np.flatnonzero(apart)
-        k, p = len(apart), 1 + d + (0 if lean else len(products[0]))
+        k, p = len(apart), 1 + d + (0 if lean else len(left))
         # Where all components are direct, none needs θ, which may be large.
         theta = np.concatenate([model.theta[:, :p] for model in models]) if len(columns) < k else np.empty((k, 0))
         wide = p >= _WIDE
@@ -68,35 +68,45 @@ class Prepared:
         rows_first = wide and without_copies
         # Where φ is the rows themselves, they are multiplied as they are.
         most, wider = (_GROUP, _WIDER if p > 1 + d else ()) if rows_first else (_LARGE_GROUP, ())
-        groups = _groups(ends, most, wider)
+        group_ends, widths = _groups(ends, most, wider)
         tile = tile_rows(d if len(columns) == k else p)
         turn = np.empty((0, 0)) if frame.directions is None else frame.whitening.T
-        arguments = (
-            np.tile(frame.shift, -(-_LOOP // d)),
-            np.tile(1 / frame.scale, -(-_LOOP // d)),
-            np.ascontiguousarray(turn, dtype=dtype),
-            none if lean else products,
-            products if lean and pool else none,
-            _laid_out(theta, *groups).astype(dtype),
-            groups,
-            ends,
-            direct(models, columns, dtype),
-            apart,
-            np.concatenate([model.centres for model in models]).astype(dtype),
-            tile,
-            0 if without_copies else _NARROW,
-            rows_first,
-            wide and not diagonal and not lean,
-            dtype.type(_LOG_FLOOR[dtype]),
-            np.concatenate([np.where(model.tight, _LEAST_TIGHT, LEAST[dtype]) for model in models]),
+        layout = kernel.Layout(
+            ends=ends,
+            transform=kernel.RowTransform(
+                shift=np.tile(frame.shift, -(-_LOOP // d)),
+                units=np.tile(1 / frame.scale, -(-_LOOP // d)),
+                turn=np.ascontiguousarray(turn, dtype=dtype),
+            ),
+            products=kernel.Products(*((none, none) if lean else (left, right)), *pooled),
+            theta=kernel.ThetaGroups(
+                values=_laid_out(theta, group_ends, widths).astype(dtype),
+                ends=group_ends,
+                widths=widths,
+                narrow=0 if without_copies else _NARROW,
+                rows_first=rows_first,
+            ),
+            distances=distance_inputs(models, columns, dtype),
+            own=kernel.OwnSums(
+                always=apart,
+                centres=np.concatenate([model.centres for model in models]).astype(dtype),
+                least=np.concatenate([np.where(model.tight, _LEAST_TIGHT, LEAST[dtype]) for model in models]),
+                allowed=wide and not diagonal and not lean,
+            ),
+            tile=tile,
+            floor=dtype.type(_LOG_FLOOR[dtype]),
         )
-        room = tile, d, p, k, int(groups[1].max()), dtype
-        return Prepared(places, ends, (k, p), len(products[0]) if lean and pool else 0, arguments, room)
+        return KernelLayout(places, (k, p), layout, (tile, d, p, k, int(widths.max()), dtype))
+
+    def sums(self) -> kernel.Sums:
+        """Allocate sums of no rows."""
+        n_models, n_pooled = len(self.models.ends), len(self.models.products.pooled_left)
+        return kernel.Sums(*np.zeros((2, n_models)), np.zeros(self.shape), np.zeros(n_pooled))
 
 
 def prepare(
     models: Sequence[Components], dtype: Precision | Sequence[Precision] = DOUBLE, pool: bool = True
-) -> tuple[Prepared, ...]:
+) -> tuple[KernelLayout, ...]:
     """What `sums` needs to know of some models; those that are alike share φ.
 
     Parameters
@@ -112,7 +122,7 @@ def prepare(
     for place, (model, of) in enumerate(zip(models, dtypes, strict=True)):
         alike.setdefault((of, *kind(model), model.lean, model.tight.any()), []).append(place)
     return tuple(
-        Prepared.of([models[place] for place in places], np.array(places), of, pool)
+        KernelLayout.of([models[place] for place in places], np.array(places), of, pool)
         for (of, *_), places in alike.items()
     )
 
@@ -122,10 +132,10 @@ def kind(model: Components) -> tuple[int, bool]:
     return id(model.frame), model.factors.ndim == 2
 
 
-def direct(
+def distance_inputs(
     models: Sequence[Components], columns: npt.NDArray[np.intp], dtype: np.dtype[np.floating]
-) -> tuple[npt.NDArray[np.intp], Array, Array, Array, int]:
-    """Some components, their means, Fᵀ or diagonals and constants, and the step in which Fᵀ is multiplied."""
+) -> kernel.DistanceInputs:
+    """Lay out the components in ``columns`` of all models for `kernel.distances`."""
     factors = np.concatenate([model.factors for model in models])[columns]
     triangular = factors.ndim == 3 and not np.tril(factors, -1).any()
     means, constants = (
@@ -134,7 +144,7 @@ def direct(
     )
     rows = np.swapaxes(factors, 1, 2) if factors.ndim == 3 else factors[:, None]
     transposed = np.ascontiguousarray(rows, dtype=dtype)
-    return columns, means, transposed, constants, _STEP if triangular else means.shape[1]
+    return kernel.DistanceInputs(columns, means, transposed, constants, _STEP if triangular else means.shape[1])
 
 
 def tile_rows(p: int) -> int:

@@ -32,28 +32,58 @@ OnePass = Callable[[Sequence[Components], Sequence[Precision]], Sequence[Stats]]
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What EM raises, per sample: log-likelihoods, or log-posteriors, of the parameters that were tried and kept."""
+
+    values: tuple[float, ...] = ()  # one a step
+    previous: float = -np.inf  # last one of the fit that this fit goes on from
+    floor: float = -np.inf  # lowest value that the next one can have, should nothing be wrong
+    log_likelihood: float = -np.inf  # of the last pass, without the prior
+    log_certainty: float = -np.inf  # Σ w log max γ / Σ w of the last pass
+
+    @property
+    def last(self) -> float:
+        return self.values[-1] if self.values else self.previous
+
+    @property
+    def change(self) -> float:
+        """Gain of the last step."""
+        return self.last - (self.values[-2] if len(self.values) > 1 else self.previous)
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """What acceleration knows of EM as a map on normalized moments."""
+
+    mixing: Mixing = Mixing()
+    point: Array | None = None  # (k, p) normalized moments, of which the state's parameters are the M-step
+    plain: EMState | None = None  # state with EM's own step, where the parameters are extrapolated
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """In which precision the parameters were found."""
+
+    exact: bool = False  # whether single precision has done all it can
+    stepped: bool = False  # whether the parameters are those of an M-step in double precision
+
+
+@dataclass(frozen=True)
 class EMState:
-    """What the next step needs."""
+    """What the next step of one fit needs."""
 
     parameters: Any  # what the next pass tries
     n_iter: int = 0
-    lower_bounds: tuple[float, ...] = ()  # per-sample log-likelihoods, or posteriors, of what was tried, and kept
     converged: bool = False
-    n_reseeded: int = 0
-    previous_bound: float = -np.inf  # of the fit that this one goes on from
-    mixing: Mixing = Mixing()
-    point: Array | None = None  # (k, p) normalized moments, of which `parameters` are the M-step
-    plain: EMState | None = None  # where `parameters` are extrapolated: the state with EM's own step instead
-    exact: bool = False  # has single precision done all it can?
-    stepped: bool = False  # are `parameters` those of an M-step, in double precision?
-    floor: float = -np.inf  # what the next bound is not below, should nothing be wrong
-    log_likelihood: float = -np.inf  # per sample, of the pass that the last bound is of
-    log_certainty: float = -np.inf  # Σ w log max γ / Σ w, of the same
-    failure: ValueError | None = None  # why it ended, if not well
+    n_restarted: int = 0  # components that lost all rows and were started again
+    failure: ValueError | None = None  # why the fit ended, if not well
+    bounds: Bounds = Bounds()
+    extrapolation: Extrapolation = Extrapolation()
+    exactness: Exactness = Exactness()
 
     @property
     def lower_bound(self) -> float:
-        return self.lower_bounds[-1] if self.lower_bounds else self.previous_bound
+        return self.bounds.last
 
     def goes_on(self, max_iter: int) -> bool:
         return self.failure is None and not self.converged and self.n_iter < max_iter
@@ -61,7 +91,11 @@ class EMState:
     @property
     def settled(self) -> EMState:
         """The state with nothing untried in it: EM's own step is not worse than what it started from."""
-        return self.plain or self
+        return self.extrapolation.plain or self
+
+    def made_exact(self) -> EMState:
+        """The state from which only double precision goes on."""
+        return replace(self, exactness=replace(self.exactness, exact=True))
 
 
 @dataclass(frozen=True)
@@ -93,10 +127,10 @@ class EM:
         """A state, the components that its next pass is of, and in what precision: single as long as that will do."""
         components = self.family.components(state.parameters, self.frame)
         last = self.stage == "data" and state.n_iter == self.max_iter - 1
-        if self.single and not state.exact and (last or not components.coarse):
-            state = replace(state.settled, exact=True)
+        if self.single and not state.exactness.exact and (last or not components.coarse):
+            state = state.settled.made_exact()
             components = self.family.components(state.parameters, self.frame)
-        return state, components, SINGLE if self.single and not state.exact else DOUBLE
+        return state, components, SINGLE if self.single and not state.exactness.exact else DOUBLE
 
     def step(self, state: EMState, components: Components, stats: Stats, exact: bool) -> tuple[EMState, list[int]]:
         """As `advance`, with the tolerance and the end that a precision has; in double, a failure is kept in it."""
@@ -106,9 +140,9 @@ class EM:
         except ValueError as failure:
             if exact:
                 return replace(state.settled, failure=failure), []
-            return replace(state.settled, n_iter=state.n_iter + 1, exact=True), []  # rounding may be why
+            return replace(state.settled.made_exact(), n_iter=state.n_iter + 1), []  # rounding may be why
         if not exact and self.stage == "data" and state.converged:  # what is only a start may end in single precision
-            state = replace(state, converged=False, exact=True)
+            state = replace(state.made_exact(), converged=False)
         return state, dead
 
     def advance(
@@ -127,38 +161,45 @@ class EM:
         log_likelihood = stats.log_likelihood / stats.weight
         lower_bound = log_likelihood + self.family.log_prior(state.parameters, self.frame) / stats.weight
         dead = np.flatnonzero(counts < _DEAD * stats.weight).tolist() if self.family.reseeds else []
-        if state.plain is not None and (dead or not lower_bound >= state.lower_bound):  # extrapolated too far
-            return replace(state.plain, n_iter=state.n_iter + 1, mixing=state.mixing.failed()), []
+        bounds, tried = state.bounds, state.extrapolation
+        if tried.plain is not None and (dead or not lower_bound >= state.lower_bound):  # extrapolated too far
+            failed = replace(tried.plain.extrapolation, mixing=tried.mixing.failed())
+            return replace(tried.plain, n_iter=state.n_iter + 1, extrapolation=failed), []
         if not (np.isfinite(lower_bound) and np.isfinite(stats.moments).all()):
             raise ValueError(
                 f"the log-likelihood is {lower_bound} in pass {state.n_iter + 1}, as squares of the data "
                 "overflow or the data changed since they were surveyed: rescale them, or fit again"
             )
         noise = rounding(components, counts, lower_bound)
-        if not dead and lower_bound < state.floor - noise:  # one that lost its rows explains it, and is repaired
+        if not dead and lower_bound < bounds.floor - noise:  # one that lost its rows explains it, and is repaired
             raise fallen(state.lower_bound, lower_bound, state.n_iter + 1, components, counts, state.parameters.weights)
-        after = replace(
-            state,
-            n_iter=state.n_iter + 1,
-            lower_bounds=(*state.lower_bounds, lower_bound),
+        bounds = replace(
+            bounds,
+            values=(*bounds.values, lower_bound),
+            floor=-np.inf,
             log_likelihood=log_likelihood,
             log_certainty=stats.log_certainty / stats.weight,
-            n_reseeded=state.n_reseeded + len(dead),
         )
+        after = replace(state, n_iter=state.n_iter + 1, n_restarted=state.n_restarted + len(dead), bounds=bounds)
         if not dead:
             parameters = self.family.maximize(components, stats.moments)
             # An extrapolated step may gain little where EM's own would gain more: only the latter ends a fit.
             ended = abs(self._left(after)) < self.tol
-            if state.plain is not None:
-                after = replace(after, plain=None, mixing=state.mixing.succeeded())
-            cost = self.family.cost(state.parameters, parameters, counts, self.frame) / stats.weight
-            floor = lower_bound - cost - noise if state.stepped else -np.inf
-            converged = ended and state.plain is None
-            after = replace(after, parameters=parameters, converged=converged, stepped=exact, floor=floor)
+            if tried.plain is not None:
+                after = replace(after, extrapolation=replace(tried, plain=None, mixing=tried.mixing.succeeded()))
+            if state.exactness.stepped:
+                cost = self.family.cost(state.parameters, parameters, counts, self.frame) / stats.weight
+                after = replace(after, bounds=replace(bounds, floor=lower_bound - cost - noise))
+            after = replace(
+                after,
+                parameters=parameters,
+                converged=ended and tried.plain is None,
+                exactness=replace(state.exactness, stepped=exact),
+            )
             return self._accelerated(after, components, stats, extrapolate=not ended), []
-        if after.n_reseeded > _RESEEDS_PER_COMPONENT * len(counts):
+        if after.n_restarted > _RESEEDS_PER_COMPONENT * len(counts):
             raise ValueError(
-                f"component {dead[0]} lost all its samples, after {state.n_reseeded} components were already "
+                f"component {dead[0]} lost all its samples, after {state.n_restarted} components were already "
                 f"started again: lower n_components (now {len(counts)})"
             )
         kept = np.setdiff1d(np.arange(len(counts)), dead)
@@ -167,32 +208,34 @@ class EM:
         alive = self.family.maximize(components.take(kept), stats.moments[kept] + shared)
         rows = self.sample[self._unlikely(alive, len(dead))]
         reseeded = self.family.reseed(alive, dead, rows)
-        after = replace(after, parameters=reseeded, stepped=False, floor=-np.inf)
-        return replace(after, mixing=Mixing(), point=None, plain=None), dead
+        unstepped = replace(state.exactness, stepped=False)
+        return replace(after, parameters=reseeded, exactness=unstepped, extrapolation=Extrapolation()), dead
 
     def _left(self, state: EMState) -> float:
         """What the tolerance is compared with: the last gain in textbook EM, or where no more can be known."""
-        return remaining(state) if self.accelerate and self.max_iter > 2 else change(state)
+        return remaining(state.bounds.values) if self.accelerate and self.max_iter > 2 else state.bounds.change
 
     def _accelerated(self, state: EMState, components: Components, stats: Stats, extrapolate: bool) -> EMState:
         """The state after EM's own step, or with an extrapolated one to be tried in its place."""
         if not self.accelerate or components.tight.any():  # moments about means that move do not mix
-            return replace(state, mixing=Mixing(), point=None)
+            return replace(state, extrapolation=replace(state.extrapolation, mixing=Mixing(), point=None))
         image = stats.moments / stats.weight
-        mixing = state.mixing if state.point is None else state.mixing.add(state.point.ravel(), image.ravel())
-        plain = replace(state, mixing=mixing, point=image)
+        mixing, point = state.extrapolation.mixing, state.extrapolation.point
+        if point is not None:
+            mixing = mixing.add(point.ravel(), image.ravel())
+        plain = replace(state, extrapolation=replace(state.extrapolation, mixing=mixing, point=image))
         extrapolated = mixing.extrapolate() if extrapolate else None
         if extrapolated is None:
             return plain
         candidate, mixing = extrapolated
         moments = self.family.inside(candidate.reshape(image.shape), image)
         if not (moments[:, 0] > 0).all():
-            return replace(plain, mixing=mixing.failed())
+            return replace(plain, extrapolation=replace(plain.extrapolation, mixing=mixing.failed()))
         try:
             parameters = self.family.maximize(components, moments * stats.weight)
         except ValueError:  # impossible moments
-            return replace(plain, mixing=mixing.failed())
-        return replace(plain, parameters=parameters, point=moments, mixing=mixing, plain=plain)
+            return replace(plain, extrapolation=replace(plain.extrapolation, mixing=mixing.failed()))
+        return replace(plain, parameters=parameters, extrapolation=Extrapolation(mixing, moments, plain))
 
     def log_densities(self, parameters: Any, rows: Array) -> Array:
         """log p(x) of rows (m, d) about the frame's shift: (m,)."""
@@ -230,7 +273,7 @@ def run(
             states[best].n_iter,
             ems[best].max_iter,
             states[best].lower_bound,
-            change(states[best]),
+            states[best].bounds.change,
             stats[0].n,
             time.perf_counter() - begin,
             len(running),
@@ -260,19 +303,13 @@ def look_again(
     return [c for c, _ in both], [s for _, s in both]
 
 
-def change(state: EMState) -> float:
-    """Gain in per-sample log-likelihood of the last step."""
-    before = state.lower_bounds[-2] if len(state.lower_bounds) > 1 else state.previous_bound
-    return state.lower_bound - before
-
-
-def remaining(state: EMState) -> float:
-    """What there is still to gain, should the steps go on to shrink as the last ones did: Aitken's estimate.
+def remaining(bounds: Sequence[float]) -> float:
+    """Estimate what there is still to gain, should the steps go on to shrink as the last ones did (Aitken).
 
     As a single step of an accelerated fit may gain little by chance, the largest gain of some is compared with the
     largest of as many before. Boehning et al. 1994, Ann. Inst. Statist. Math. 46, eq. 5, for EM's own steps.
     """
-    gains = np.diff(state.lower_bounds[-2 * _WINDOW - 1 :])
+    gains = np.diff(bounds[-2 * _WINDOW - 1 :])
     if len(gains) < 2:
         return np.inf
     width = len(gains) // 2

@@ -158,7 +158,7 @@ class EMMixture(BaseMixture):
         self.converged_ = fit.state.converged
         self.n_iter_ = fit.state.n_iter
         self.lower_bound_ = fit.state.lower_bound
-        self.lower_bounds_ = list(fit.state.lower_bounds)
+        self.lower_bounds_ = list(fit.state.bounds.values)
         self.n_passes_ = fit.n_passes
         self.n_samples_ = fit.survey.n
         self.history_ = History(fit.history)

@@ -249,8 +249,8 @@ def _row(estimator: GaussianMixture, fit: Fit | ValueError) -> dict[str, Any]:
     weight, state = fit.survey.weight, fit.state
     n_parameters = estimator._family().n_parameters(*fit.parameters.means.shape)
     return {
-        **criteria(weight * state.log_likelihood, weight * state.log_certainty, n_parameters, weight),
-        "log_likelihood": weight * state.log_likelihood,
+        **criteria(weight * state.bounds.log_likelihood, weight * state.bounds.log_certainty, n_parameters, weight),
+        "log_likelihood": weight * state.bounds.log_likelihood,
         "n_parameters": n_parameters,
         "n_iter": state.n_iter,
         "converged": state.converged,

@@ -28,7 +28,7 @@ from daskgmm.data.blocks import Samples
 from daskgmm.em.acceleration import Mixing
 from daskgmm.em.info import Info
 from daskgmm.em.labelled import Known
-from daskgmm.em.loop import EM, EMState
+from daskgmm.em.loop import EM, Bounds, EMState, Exactness, Extrapolation
 from daskgmm.em.stats import Stats
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import CollapsedComponentError, GaussianParameters
@@ -41,7 +41,7 @@ from daskgmm.storage.serialize import pack, unpack
 
 T = TypeVar("T")
 
-SCHEMA = 1
+SCHEMA = 2  # 1: the fields of a state are not grouped
 _INTERVAL = 1.0  # seconds, at least, between two that are kept: of passes that take less, so much may be lost
 _KEPT = 2
 _OWNER = "owner"
@@ -87,7 +87,7 @@ class Progress:
 
 
 _KINDS = (
-    *(_Fit, Begun, Progress, EMState, Mixing, Info, Survey, Stats, Known),
+    *(_Fit, Begun, Progress, EMState, Bounds, Extrapolation, Exactness, Mixing, Info, Survey, Stats, Known),
     *(GaussianParameters, VariationalParameters, ProductParameters),
     *(DenseComponents, DiagonalComponents, LinearComponents, Frame),
     *(ValueError, CollapsedComponentError),
@@ -204,7 +204,7 @@ class Checkpoint(Journal):
         """Refuse to go on from another fit, and say what differs."""
         if found is None:
             raise ValueError(f"{self._called} is damaged where it says what is fitted: remove it")
-        if found.schema != SCHEMA:
+        if found.schema not in (1, SCHEMA):
             raise ValueError(
                 f"{self._called} is of daskgmm {found.version}, from which {fit.version} cannot go on: "
                 "use that version, or remove it to start again"
@@ -234,7 +234,7 @@ class Checkpoint(Journal):
             try:
                 if _named(name, data) != key:
                     raise ValueError("its digest is another")
-                return unpack(data, _KINDS)
+                return unpack(data, _KINDS, _upgraded)
             except ValueError as error:
                 warnings.warn(
                     f"{key!r} in {self._called} is damaged ({error}): what is older is used",
@@ -252,6 +252,22 @@ class Checkpoint(Journal):
             raise RuntimeError(f"{self._called} {fact}, so this fit ends: run one at a time, or give each its own path")
         data = pack(entry)
         self._target.write(_named(name, data), data)
+
+
+def _upgraded(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Group the fields of a state as schema 1 has them."""
+    if kind != "EMState" or "bounds" in fields:
+        return fields
+    bounds = Bounds(
+        *(fields[name] for name in ("lower_bounds", "previous_bound", "floor", "log_likelihood", "log_certainty"))
+    )
+    return {
+        **{name: fields[name] for name in ("parameters", "n_iter", "converged", "failure")},
+        "n_restarted": fields["n_reseeded"],
+        "bounds": bounds,
+        "extrapolation": Extrapolation(fields["mixing"], fields["point"], fields["plain"]),
+        "exactness": Exactness(fields["exact"], fields["stepped"]),
+    }
 
 
 def _described(samples: Samples) -> dict[str, Any]:
@@ -299,6 +315,7 @@ def _sound(em: EM, state: EMState, k: int) -> bool:
         thetas = [em.family.components(some.parameters, em.frame).theta for some in (state, state.settled)]
     except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError):
         return False
-    moments = (*state.mixing.points, *state.mixing.images, *([] if state.point is None else [state.point]))
+    mixing, point = state.extrapolation.mixing, state.extrapolation.point
+    moments = (*mixing.points, *mixing.images, *([] if point is None else [point]))
     sound = (array.size == blank.theta.size and np.isfinite(array).all() for array in moments)
     return all(theta.shape == blank.theta.shape and (theta < np.inf).all() for theta in thetas) and all(sound)

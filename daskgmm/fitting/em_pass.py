@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from daskgmm.data.blocks import Block, Samples
-from daskgmm.em.estep import compile_statistics, completed, sums
+from daskgmm.em.estep import block_stats, compile_statistics, completed
 from daskgmm.em.labelled import Known, nothing
-from daskgmm.em.layout import Precision, Prepared, kind, prepare
+from daskgmm.em.layout import KernelLayout, Precision, kind, prepare
 from daskgmm.em.loop import OnePass
 from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components
@@ -49,8 +49,8 @@ class EMPass:
         return [completed(s, m, self._scatter.get(k)) for k, m, s in zip(kinds, models, stats, strict=True)]
 
 
-def _sums(block: Block, pieces: Iterator[Rows], prepared: Sequence[Prepared]) -> tuple[Stats, ...]:
-    return sums(pieces, prepared)
+def _sums(block: Block, pieces: Iterator[Rows], prepared: Sequence[KernelLayout]) -> tuple[Stats, ...]:
+    return block_stats(pieces, prepared)
 
 
 class KnownPass:

@@ -13,7 +13,7 @@ import numpy as np
 
 from daskgmm.data.blocks import Samples, joined
 from daskgmm.em.info import Info
-from daskgmm.em.loop import EM, EMState, run, surviving
+from daskgmm.em.loop import EM, Bounds, EMState, run, surviving
 from daskgmm.families.base import Family
 from daskgmm.fitting.checkpoint import NOWHERE, Begun, Journal, Progress, check_states
 from daskgmm.fitting.em_pass import ConstantPass, EMPass, KnownPass, refuse_changes
@@ -230,7 +230,7 @@ def _begin(
         rows_known, used = known_sums(reader, survey, em, k)
         n_passes += used
     if (parameters := known.parameters(em.frame)) is not None:
-        states = [EMState(parameters, previous_bound=known.previous_bound)]
+        states = [EMState(parameters, bounds=Bounds(previous=known.previous_bound))]
     elif rows_known is not None:
         state, used = known_start(reader, survey, em, rows_known, options, known, rng)
         states, n_passes = [state], n_passes + used

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Samples, of_numpy, region_size
-from daskgmm.em.estep import completed, statistics, sums
+from daskgmm.em.estep import block_stats, completed, statistics
 from daskgmm.em.layout import DOUBLE, SINGLE, Precision, prepare
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
@@ -76,7 +76,7 @@ def calibrate(
         few = list(_cut(_read(samples, heads[0]), _FEW))
         kinds = [prepare([components], kind, pool=False) for kind in (_most(components), DOUBLE)]
         for prepared in kinds * 2:  # the first call loads compiled code
-            _, seconds = _timed(sums, few, prepared)
+            _, seconds = _timed(block_stats, few, prepared)
         (stats,) = statistics(few, [components])
         rows = max(_FEW, int(_n(few) / seconds * budget / _TRIALS / len(kinds)))
         _, maximize = _timed(_maximize, family, components, stats)
@@ -88,7 +88,7 @@ def calibrate(
                 return np.zeros((2, 4))
             pieces, decode = _timed(_read, samples, head)
             few = list(_cut(pieces, rows))
-            times = [_timed(sums, few, prepared)[1] for prepared in kinds]
+            times = [_timed(block_stats, few, prepared)[1] for prepared in kinds]
             _, scan = _timed(survey_block, head, iter(pieces), np.empty(0, dtype=np.int64))
             return np.array([(decode, *times, scan), (head.n, _n(few), _n(few), head.n)])
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 _TREE = "tree"
 _ARRAY = get_origin(npt.NDArray[np.float64])  # an alias of its own in newer NumPy
 _Arrays = dict[str, npt.NDArray[Any]]
+_Upgrade = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
 def pack(tree: Any) -> bytes:
@@ -30,8 +31,16 @@ def pack(tree: Any) -> bytes:
     return save({_TREE: np.frombuffer(text.encode(), np.uint8), **found})
 
 
-def unpack(data: bytes, kinds: Sequence[type]) -> Any:
-    """The tree that `pack` made bytes of; its dataclasses and errors are among ``kinds``.
+def unpack(data: bytes, kinds: Sequence[type], upgrade: _Upgrade = lambda _, fields: fields) -> Any:
+    """Read the tree that `pack` made bytes of.
+
+    Parameters
+    ----------
+    data : bytes
+    kinds : sequence of type
+        Dataclasses and errors that may be in it.
+    upgrade : callable
+        Turns the fields of a dataclass, given its name, as an earlier version wrote them into those of today.
 
     Raises
     ------
@@ -41,7 +50,7 @@ def unpack(data: bytes, kinds: Sequence[type]) -> Any:
     try:
         arrays = load(data)
         tree = json.loads(arrays.pop(_TREE).tobytes())
-        return _tree(tree, arrays, {kind.__name__: kind for kind in kinds})
+        return _tree(tree, arrays, {kind.__name__: kind for kind in kinds}, upgrade)
     except (SafetensorError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"not a record ({type(error).__name__}: {error})") from error
 
@@ -70,9 +79,9 @@ def _plain(value: Any, arrays: dict[int, tuple[str, npt.NDArray[Any]]]) -> Any:
     return value
 
 
-def _tree(value: Any, arrays: _Arrays, kinds: dict[str, type]) -> Any:
+def _tree(value: Any, arrays: _Arrays, kinds: dict[str, type], upgrade: _Upgrade) -> Any:
     if isinstance(value, list):
-        return tuple(_tree(each, arrays, kinds) for each in value)
+        return tuple(_tree(each, arrays, kinds, upgrade) for each in value)
     if not isinstance(value, dict):
         return value
     if "array" in value:
@@ -80,7 +89,8 @@ def _tree(value: Any, arrays: _Arrays, kinds: dict[str, type]) -> Any:
     if "error" in value:
         return kinds.get(value["error"], ValueError)(str(value["text"]))
     kind = kinds[value["is"]]
-    found = {name: _tree(each, arrays, kinds) for name, each in value["fields"].items()}
+    found = {name: _tree(each, arrays, kinds, upgrade) for name, each in value["fields"].items()}
+    found = upgrade(value["is"], found)
     for name, hint in _hints(kind).items():
         if not _fits(found[name], hint):
             raise ValueError(f"not a record: {name} of {kind.__name__} is {type(found[name]).__name__}, not {hint}")

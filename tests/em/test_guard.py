@@ -118,7 +118,7 @@ def test_reg_covar_may_lower_the_likelihood_by_what_the_family_says(name: str, r
             components = em.family.components(state.parameters, em.frame)
             before, (stats,) = state, one_pass([components], [np.dtype(np.float64)])
             state, _ = em.advance(state, components, stats)
-            if before.stepped:
+            if before.exactness.stepped:
                 falls.append(before.lower_bound - state.lower_bound)
                 costs.append(cost / stats.weight)
             cost = em.family.cost(before.parameters, state.parameters, stats.moments[:, 0], em.frame)

@@ -50,8 +50,8 @@ def test_states_of_any_models_and_precisions_are_as_they_would_be_alone() -> Non
     for together, em in zip(_run(x, ems), ems, strict=True):
         (alone,) = _run(x, [em])
         assert together.n_iter == alone.n_iter
-        assert together.lower_bounds == pytest.approx(alone.lower_bounds, rel=1e-9 if not em.single else 1e-6)
-        assert together.log_certainty == pytest.approx(alone.log_certainty, rel=1e-6)
+        assert together.bounds.values == pytest.approx(alone.bounds.values, rel=1e-9 if not em.single else 1e-6)
+        assert together.bounds.log_certainty == pytest.approx(alone.bounds.log_certainty, rel=1e-6)
 
 
 def test_one_that_fails_ends_no_other() -> None:
@@ -60,7 +60,7 @@ def test_one_that_fails_ends_no_other() -> None:
     failed, found = _run(x, [doomed, well])
     assert isinstance(failed.failure, CollapsedComponentError)
     assert found.failure is None
-    assert found.lower_bounds == _run(x, [well])[0].lower_bounds
+    assert found.bounds.values == _run(x, [well])[0].bounds.values
 
 
 def test_a_fit_fails_with_its_last_start_only() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskgmm.em import layout
-from daskgmm.em.kernel import joint, multiply
+from daskgmm.em.kernel import ThetaGroups, joint, multiply
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as passes call it
 
@@ -38,17 +38,18 @@ def test_products_are_numpy_s(
     phi, theta = rng.standard_normal((p, n)).astype(dtype), rng.standard_normal((k, p)).astype(dtype)
     phi[0] = 1
     groups = ends, np.array(sizes) + (wider if rows_first and not narrow else 0)
-    laid_out, widest = layout._laid_out(theta, *groups), max(groups[1])
+    laid_out = ThetaGroups(layout._laid_out(theta, *groups), *groups, narrow, rows_first)
+    widest = max(laid_out.widths)
     side, room = np.full(n * widest, np.nan, dtype), np.full(p * widest, np.nan, dtype)
 
     found = np.full((k, n), np.nan, dtype)
-    joint(phi, laid_out, groups, narrow, rows_first, side, found)
+    joint(phi, laid_out, side, found)
     scale = np.abs(theta).astype(np.float64) @ np.abs(phi)
     assert (np.abs(found - theta.astype(np.float64) @ phi) <= tolerance * scale).all()
 
     own, moments = rng.random(k) < 0.3, np.ones((k, p))
     for first, last in pairwise([0, *ends]):
-        multiply(phi, found, first, last, groups, narrow, rows_first, side, room, own, moments)
+        multiply(phi, found, first, last, laid_out, side, room, own, moments)
     exact = np.where(own[:, None], 0, found.astype(np.float64) @ phi.T.astype(np.float64))
     scale = np.abs(found).astype(np.float64) @ np.abs(phi.T)
     assert (np.abs(moments - 1 - exact) <= tolerance * (scale + 1)).all()

@@ -562,8 +562,8 @@ def test_only_rows_that_are_not_known_are_looked_at(blobs: Array) -> None:
         seen.append(sum(len(x) for x, _ in pieces))
         return real(pieces, prepared)
 
-    real = daskgmm.fitting.em_pass.sums
-    with mock.patch("daskgmm.fitting.em_pass.sums", watched):
+    real = daskgmm.fitting.em_pass.block_stats
+    with mock.patch("daskgmm.fitting.em_pass.block_stats", watched):
         model = GaussianMixture(3).fit(blobs, labels=labels)
     assert set(seen) == {int((labels < 0).sum())}
     assert model.history_[-1].n_samples == 600
