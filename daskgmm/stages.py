@@ -30,7 +30,7 @@ _FEATURES = 8  # in a table that people read
 
 
 @dataclass(frozen=True)
-class Word:
+class ProgressEvent:
     """What a stage says of itself while it runs."""
 
     text: str
@@ -78,11 +78,11 @@ class Place:
             yield
 
 
-Tell = Callable[[Word], None]
+OnProgress = Callable[[ProgressEvent], None]
 HERE = Place()
 
 
-def _silent(word: Word) -> None:
+def _silent(word: ProgressEvent) -> None:
     pass
 
 
@@ -97,7 +97,7 @@ def fit(
     sample_weight: str | None = None,
     labels: str | None = None,
     place: Place = HERE,
-    tell: Tell = _silent,
+    tell: OnProgress = _silent,
     **options: Any,
 ) -> Result:
     """Fit a mixture to a store, and write the model.
@@ -157,7 +157,7 @@ def select(
     array: str | None = None,
     variables: Sequence[str] | None = None,
     place: Place = HERE,
-    tell: Tell = _silent,
+    tell: OnProgress = _silent,
     **options: Any,
 ) -> Result:
     """Fit Gaussian mixtures of many kinds and sizes to a store, in passes that they share, and write the best.
@@ -204,7 +204,7 @@ def predict(
     array: str | None = None,
     variables: Sequence[str] | None = None,
     place: Place = HERE,
-    tell: Tell = _silent,
+    tell: OnProgress = _silent,
 ) -> Result:
     """Label each sample of a store, in a Zarr group with the store's coordinates.
 
@@ -233,7 +233,7 @@ def predict(
     gm, samples = load_with_samples(model, store, array, variables, missing)
 
     def watch(done: int, of: int) -> None:
-        tell(Word(f"{done:,} of {of:,} samples are written", done / max(of, 1)))
+        tell(ProgressEvent(f"{done:,} of {of:,} samples are written", done / max(of, 1)))
 
     with place.opened():
         label(gm, samples, (store, array), output, proba=proba, log_density=log_density, overwrite=True, watch=watch)
@@ -246,7 +246,7 @@ def _fitted(
     output: str,
     checkpoint: str | None,
     place: Place,
-    tell: Tell,
+    tell: OnProgress,
     options: dict[str, Any],
 ) -> tuple[Any, float]:
     """A fitted estimator, and the seconds that it took."""
@@ -257,7 +257,7 @@ def _fitted(
     def watch(info: Info) -> None:
         where = "a sample" if info.stage == "sample" else "the data"
         tell(
-            Word(
+            ProgressEvent(
                 f"EM on {where}, pass {info.n_iter} of at most {info.max_iter}: log-likelihood {info.lower_bound:.6g}, "
                 f"change {info.change:.2g}, {info.samples_per_second:,.0f} rows/s",
                 0.0 if info.stage == "sample" else info.n_iter / info.max_iter,
@@ -267,7 +267,7 @@ def _fitted(
     begin = time.perf_counter()
     kept = checkpoint or f"{os.fspath(output).rstrip('/')}.checkpoint"
     fitting = estimator(**{"random_state": 0, **options}, checkpoint=kept, callbacks=[watch])
-    tell(Word(f"the state of the fit is kept in {presentable(kept)}", 0.0))
+    tell(ProgressEvent(f"the state of the fit is kept in {presentable(kept)}", 0.0))
     with place.opened():
         fitting.fit(samples)
     return fitting, round(time.perf_counter() - begin, 3)

@@ -34,8 +34,8 @@ from daskgmm.planning.plan import Plan, Rates, Work, flops_a_row
 RATES = Rates(decode=1e-7, arithmetic=2e-7, exact=3e-7, scan=5e-8, maximize=1e-3, combine=1e-4)
 
 
-def blank(k: int, d: int, covariance: str = "full") -> GaussianComponents:
-    return Gaussian(MODELS[covariance]).blank(k, Frame.identity(d))
+def zero_components(k: int, d: int, covariance: str = "full") -> GaussianComponents:
+    return Gaussian(MODELS[covariance]).zero_components(k, Frame.identity(d))
 
 
 def work(blocks: int = 4096, rows_a_block: int = 100_000) -> Work:
@@ -103,7 +103,7 @@ def test_tasks_are_those_of_the_graph(blocks: int, levels: int, folder: Path) ->
     ],
 )
 def test_flops_are_those_counted_by_hand(covariance: str, d: int, flops: int) -> None:
-    components = Gaussian(MODELS[covariance]).blank(2, Frame.identity(d))
+    components = Gaussian(MODELS[covariance]).zero_components(2, Frame.identity(d))
     assert flops_a_row(replace(components, pooled=MODELS[covariance].pooled)) == flops
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.data.checks import ALONE, Beside, check_extent
+from daskgmm.data.checks import NO_ANNOTATIONS, RowAnnotations, check_extent
 
 Region = tuple[slice, ...]
 
@@ -241,7 +241,10 @@ def joined(samples: Samples) -> Samples:
 
 
 def of_numpy(
-    arrays: Sequence[npt.NDArray[np.generic]], shape: tuple[int, ...], n_features: int, beside: Beside = ALONE
+    arrays: Sequence[npt.NDArray[np.generic]],
+    shape: tuple[int, ...],
+    n_features: int,
+    beside: RowAnnotations = NO_ANNOTATIONS,
 ) -> Samples:
     """Samples in this process's memory."""
     check_extent(shape, n_features)

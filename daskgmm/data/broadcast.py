@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True)
-class Spread:
+class BroadcastArray:
     """An array that is repeated along the dimensions that it lacks, and takes no more memory for it."""
 
     array: Any  # read by `array[region]`, of its own dimensions

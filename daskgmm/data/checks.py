@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class Beside(NamedTuple):
+class RowAnnotations(NamedTuple):
     """What a user gives for each sample."""
 
     weight: Any = None
@@ -25,11 +25,11 @@ class Beside(NamedTuple):
         """Of arrays of the data that these are, where a user gives their names."""
         return [each for each in self if isinstance(each, str)]
 
-    def found(self, arrays: Mapping[str, Any]) -> Beside:
+    def found(self, arrays: Mapping[str, Any]) -> RowAnnotations:
         """The arrays in place of their names."""
-        return Beside(*(arrays[each] if isinstance(each, str) else each for each in self))
+        return RowAnnotations(*(arrays[each] if isinstance(each, str) else each for each in self))
 
-    def checked(self, shape: tuple[int, ...]) -> Beside:
+    def checked(self, shape: tuple[int, ...]) -> RowAnnotations:
         """As arrays of the shape of the sample dimensions.
 
         Raises
@@ -37,10 +37,10 @@ class Beside(NamedTuple):
         ValueError
             Of another shape than the samples, or not numbers.
         """
-        return Beside(*(_one_a_sample(name, array, shape) for name, array in self.named))
+        return RowAnnotations(*(_one_a_sample(name, array, shape) for name, array in self.named))
 
 
-ALONE = Beside()
+NO_ANNOTATIONS = RowAnnotations()
 
 
 def _one_a_sample(name: str, array: Any, shape: tuple[int, ...]) -> Any:

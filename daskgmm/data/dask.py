@@ -12,11 +12,13 @@ import numpy as np
 from dask.core import flatten
 
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Region, Samples, Source, region_size
-from daskgmm.data.broadcast import Spread
-from daskgmm.data.checks import ALONE, Beside, check_dense, check_extent
+from daskgmm.data.broadcast import BroadcastArray
+from daskgmm.data.checks import NO_ANNOTATIONS, RowAnnotations, check_dense, check_extent
 
 
-def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, beside: Beside = ALONE) -> Samples:
+def of_dask(
+    arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, beside: RowAnnotations = NO_ANNOTATIONS
+) -> Samples:
     """Samples in dask arrays: one with the features last, or one a feature.
 
     A row's features are needed side by side: chunks over the features are joined and all arrays chunked
@@ -36,7 +38,7 @@ def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, besi
     chunks = tuple(tuple(c for c in axis if c) for axis in arrays[0].chunks[:ndim])
     arrays = [a.rechunk(chunks + tuple((size,) for size in a.shape[ndim:])) for a in arrays]
     dtype = np.result_type(*(a.dtype for a in arrays))
-    beside = Beside(*(None if a is None else _lazy(a).rechunk(chunks) for a in beside.checked(shape)))
+    beside = RowAnnotations(*(None if a is None else _lazy(a).rechunk(chunks) for a in beside.checked(shape)))
     arrays += [a for a in beside if a is not None]
     graph: dict[Any, Any] = {}
     for array, optimized in zip(arrays, dask.optimize(*arrays), strict=True):
@@ -71,4 +73,4 @@ def of_dask(arrays: Sequence[Any], shape: tuple[int, ...], n_features: int, besi
 
 
 def _lazy(array: Any) -> Any:
-    return array if isinstance(array, Spread) else da.asarray(array)
+    return array if isinstance(array, BroadcastArray) else da.asarray(array)

@@ -13,11 +13,11 @@ import numpy as np
 import zarr
 
 from daskgmm.data.blocks import Samples, Source, of_numpy
-from daskgmm.data.broadcast import Spread
-from daskgmm.data.checks import Beside, check_kind, check_real, check_unmasked
+from daskgmm.data.broadcast import BroadcastArray
+from daskgmm.data.checks import RowAnnotations, check_kind, check_real, check_unmasked
 from daskgmm.data.retry import PERMANENT, retried
 from daskgmm.data.stored import Lazy, Stored, guarded
-from daskgmm.data.zarr import Home, check_complete, of_zarr, open_store
+from daskgmm.data.zarr import StoreRoot, check_complete, of_zarr, open_store
 
 
 def open_samples(
@@ -56,12 +56,14 @@ def open_samples(
     TypeError
         An input of another kind.
     """
-    beside = Beside(sample_weight, labels)
+    beside = RowAnnotations(sample_weight, labels)
     return retried(lambda: _open(data, array, variables, beside, missing), final=PERMANENT)
 
 
-def _open(data: Any, array: str | None, variables: Sequence[str] | None, beside: Beside, missing: str) -> Samples:
-    beside = Beside(*(guarded(each) if isinstance(each, zarr.Array) else each for each in beside))
+def _open(
+    data: Any, array: str | None, variables: Sequence[str] | None, beside: RowAnnotations, missing: str
+) -> Samples:
+    beside = RowAnnotations(*(guarded(each) if isinstance(each, zarr.Array) else each for each in beside))
     for each in beside:
         if isinstance(each, zarr.Array):
             _check_chunks(each, missing)
@@ -76,7 +78,7 @@ def _open(data: Any, array: str | None, variables: Sequence[str] | None, beside:
             if isinstance(data, zarr.Group)
             else _of_array(data, beside, missing)
         )
-        return replace(samples, source=replace(_stored(samples.source), home=Home.of(data)))
+        return replace(samples, source=replace(_stored(samples.source), home=StoreRoot.of(data)))
     xr = sys.modules.get("xarray")  # whoever has an xarray object has imported it
     if xr is not None and isinstance(data, xr.Dataset | xr.DataArray):
         samples = _of_xarray(data, array, variables, beside)
@@ -117,14 +119,14 @@ def _is_netcdf(path: str | os.PathLike[str]) -> bool:
         return file.read(4) in (b"CDF\x01", b"CDF\x02", b"CDF\x05", b"\x89HDF")
 
 
-def _of_array(array: zarr.Array[Any], beside: Beside, missing: str) -> Samples:
+def _of_array(array: zarr.Array[Any], beside: RowAnnotations, missing: str) -> Samples:
     shape, n_features = _features_last(array, "the array")
     _check_chunks(array, missing)
     return of_zarr([array], shape, n_features, beside)
 
 
 def _of_group(
-    group: zarr.Group, array: str | None, variables: Sequence[str] | None, beside: Beside, missing: str
+    group: zarr.Group, array: str | None, variables: Sequence[str] | None, beside: RowAnnotations, missing: str
 ) -> Samples:
     arrays, aside = dict(group.arrays()), beside.names
     there = ", ".join(sorted(name for name, member in arrays.items() if _dims(member) != [name])) or "none"
@@ -186,7 +188,7 @@ def _dataset(group: zarr.Group, dropped: list[str], labels: Any) -> Any:
     )
 
 
-def _of_xarray(data: Any, array: str | None, variables: Sequence[str] | None, beside: Beside) -> Samples:
+def _of_xarray(data: Any, array: str | None, variables: Sequence[str] | None, beside: RowAnnotations) -> Samples:
     from daskgmm.data.xarray import features, of_dataarray, of_dataset, variable
 
     if not hasattr(data, "data_vars"):
@@ -203,7 +205,7 @@ def _stored(source: Source, origins: Iterable[zarr.Array[Any] | None] = repeat(N
     def stored(array: Any, origin: zarr.Array[Any] | None) -> Any:
         if isinstance(array, zarr.Array):
             return Stored(array, array, tuple(range(array.ndim)))
-        if isinstance(array, Spread):
+        if isinstance(array, BroadcastArray):
             return replace(array, array=stored(array.array, origin))
         if origin is not None and hasattr(array, "dims"):
             return Stored(array, origin, tuple(array.dims.index(dim) for dim in _dims(origin)))

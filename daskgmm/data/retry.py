@@ -81,7 +81,7 @@ def unwritten(what: str, error: BaseException) -> OSError:
     )
 
 
-def settle(path: str | os.PathLike[str]) -> None:
+def flush_to_disk(path: str | os.PathLike[str]) -> None:
     """Have a file or a directory on the disk before anything that relies on it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -43,7 +43,7 @@ class Guarded(WrapperStore[Store]):
         except Exception as error:
             if is_document(key):
                 raise
-            raise Ungiven(reason(error)) from cause(error)
+            raise ChunkUnavailable(reason(error)) from cause(error)
         if value is None:
             if any(key.startswith(prefix) for prefix in self.whole) and not is_document(key):
                 raise Missing(key)
@@ -64,7 +64,7 @@ class Missing(LookupError):
     """A chunk that was there is not: Zarr would read the fill value without a word."""
 
 
-class Ungiven(OSError):
+class ChunkUnavailable(OSError):
     """A store does not give a chunk, which says nothing of what is in it."""
 
 
@@ -165,7 +165,7 @@ class Stored(Lazy):
                 f"{chunk} is missing, which was there before: write it again, or pass missing='fill' if absent chunks "
                 f"stand for the fill value, {self.origin.fill_value}"
             )
-        if isinstance(error, Ungiven):
+        if isinstance(error, ChunkUnavailable):
             return unread(chunk, error)
         return OSError(
             f"{chunk} {what_is_wrong(error)}: if it is so again, write the chunk anew, or restore it from a copy"

@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 
 from daskgmm.data.blocks import Samples, of_numpy
-from daskgmm.data.broadcast import Spread
-from daskgmm.data.checks import ALONE, Beside, check_real
+from daskgmm.data.broadcast import BroadcastArray
+from daskgmm.data.checks import NO_ANNOTATIONS, RowAnnotations, check_real
 from daskgmm.data.dask import of_dask
 from daskgmm.data.retry import reason
 from daskgmm.data.zarr import of_stored
@@ -43,7 +43,7 @@ def open_netcdf(path: str | os.PathLike[str]) -> xr.Dataset:
         ) from error
 
 
-def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, beside: Beside = ALONE) -> Samples:
+def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, beside: RowAnnotations = NO_ANNOTATIONS) -> Samples:
     """Samples of a Dataset: one feature a variable, one sample a point of the dimensions they share.
 
     Raises
@@ -96,7 +96,7 @@ def features(ds: xr.Dataset) -> list[str]:
     return [str(name) for name in ds.data_vars if name not in others]
 
 
-def of_dataarray(array: xr.DataArray, beside: Beside = ALONE) -> Samples:
+def of_dataarray(array: xr.DataArray, beside: RowAnnotations = NO_ANNOTATIONS) -> Samples:
     """Samples of a DataArray whose last dimension holds the features.
 
     Raises
@@ -171,7 +171,9 @@ def _words(text: Any) -> list[str]:
     return str(text).replace(":", " ").split()
 
 
-def _of_variables(parts: Sequence[xr.Variable], shape: tuple[int, ...], n_features: int, beside: Beside) -> Samples:
+def _of_variables(
+    parts: Sequence[xr.Variable], shape: tuple[int, ...], n_features: int, beside: RowAnnotations
+) -> Samples:
     if chunked := [part for part in parts if part.chunks is not None]:
         return of_dask([part.chunk(chunked[0].chunksizes).data for part in parts], shape, n_features, beside)
     if all(part._in_memory for part in parts):
@@ -204,8 +206,8 @@ def _described(variable: xr.Variable) -> xr.Variable:
     return found
 
 
-def _aligned(beside: Beside, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> Beside:
-    return Beside(*(_aligned_array(name, array, samples, dims) for name, array in beside.named))
+def _aligned(beside: RowAnnotations, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> RowAnnotations:
+    return RowAnnotations(*(_aligned_array(name, array, samples, dims) for name, array in beside.named))
 
 
 def _aligned_array(name: str, array: Any, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> Any:
@@ -224,4 +226,4 @@ def _aligned_array(name: str, array: Any, samples: xr.Dataset | xr.DataArray, di
     found = array.transpose(*own).variable
     if len(own) == len(dims):
         return found
-    return Spread(found, tuple(map(dims.index, own)), tuple(samples.sizes[dim] for dim in dims))
+    return BroadcastArray(found, tuple(map(dims.index, own)), tuple(samples.sizes[dim] for dim in dims))

@@ -20,8 +20,8 @@ from zarr.storage import FsspecStore, LocalStore
 from zarr.storage._common import make_store
 
 from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
-from daskgmm.data.broadcast import Spread
-from daskgmm.data.checks import ALONE, Beside, check_extent
+from daskgmm.data.broadcast import BroadcastArray
+from daskgmm.data.checks import NO_ANNOTATIONS, RowAnnotations, check_extent
 from daskgmm.data.retry import PERMANENT, cause, reason, retried, unread
 from daskgmm.data.stored import Guarded
 from daskgmm.urls import presentable
@@ -51,7 +51,7 @@ def store_at(path: str | os.PathLike[str] | Store) -> Guarded:
 
 
 def of_zarr(
-    arrays: Sequence[zarr.Array[Any]], shape: tuple[int, ...], n_features: int, beside: Beside = ALONE
+    arrays: Sequence[zarr.Array[Any]], shape: tuple[int, ...], n_features: int, beside: RowAnnotations = NO_ANNOTATIONS
 ) -> Samples:
     """Samples in Zarr arrays: one with the features last, or one a feature."""
     ndim = len(shape)
@@ -68,7 +68,7 @@ def of_stored(
     n_features: int,
     chunks: Sequence[int],
     shards: Sequence[int],
-    beside: Beside = ALONE,
+    beside: RowAnnotations = NO_ANNOTATIONS,
 ) -> Samples:
     """Samples in arrays that are read region by region, by whoever needs them."""
     check_extent(shape, n_features)
@@ -89,7 +89,7 @@ def of_stored(
 
 def _computed(array: Any) -> Any:
     """What comes beside a store, where that is lazy: once, and not by each reader."""
-    if isinstance(array, Spread):
+    if isinstance(array, BroadcastArray):
         return replace(array, array=_computed(array.array))
     return np.asarray(array) if is_dask_collection(array) else array
 
@@ -100,17 +100,17 @@ def _common(grids: Iterable[Sequence[int]]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Home:
+class StoreRoot:
     """Where arrays are stored."""
 
     store: Store
     key: str  # of the metadata
 
     @staticmethod
-    def of(node: zarr.Array[Any] | zarr.Group) -> Home:
+    def of(node: zarr.Array[Any] | zarr.Group) -> StoreRoot:
         v2 = ".zarray" if isinstance(node, zarr.Array) else ".zgroup"
         name = "zarr.json" if node.metadata.zarr_format == 3 else v2
-        return Home(node.store, f"{node.path}/{name}" if node.path else name)
+        return StoreRoot(node.store, f"{node.path}/{name}" if node.path else name)
 
     def check(self) -> None:
         """Refuse to read where the store cannot be seen: every chunk would be missing, and read as the fill value.

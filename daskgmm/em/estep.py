@@ -60,7 +60,7 @@ def block_stats(pieces: Iterable[Rows], layouts: Sequence[KernelLayout]) -> tupl
     return tuple(stats[place] for place in sorted(stats))
 
 
-def statistics(
+def block_stats_of_models(
     pieces: Iterable[Rows],
     models: Sequence[Components],
     dtype: Precision | Sequence[Precision] = DOUBLE,
@@ -71,7 +71,7 @@ def statistics(
 
 def completed(stats: Stats, model: Components, scatter: Array | None = None) -> Stats:
     """The total, with what a lean model's components share: from the stats themselves, or known from another pass."""
-    if not model.lean:
+    if not model.shares_quadratic:
         return stats
     scatter = stats.scatter if scatter is None else scatter
     # Only the sum over the components matters to the M-step: each has an equal share.
@@ -80,7 +80,7 @@ def completed(stats: Stats, model: Components, scatter: Array | None = None) -> 
     return replace(stats, log_likelihood=log_likelihood, moments=np.hstack([stats.moments, share]))
 
 
-def start_statistics(
+def stats_from_responsibilities(
     pieces: Iterable[Rows],
     blank: Components,
     respond: Callable[[Array], Array],
@@ -89,12 +89,12 @@ def start_statistics(
     total = np.zeros((len(blank.means), 1 + len(blank.frame.shift) + len(blank.products[0])))
     n = 0
     for z, w in framed(pieces, blank.frame):
-        total += soft_moments(z, respond(z) if w is None else respond(z) * w, blank)
+        total += moments_from_responsibilities(z, respond(z) if w is None else respond(z) * w, blank)
         n += z.shape[1]
     return (Stats(n, 0.0, total),)
 
 
-def soft_moments(z: Array, resp: Array, blank: Components) -> Array:
+def moments_from_responsibilities(z: Array, resp: Array, blank: Components) -> Array:
     """Σ γ φ about the centres of ``blank``, of rows z (d, n) and weighted responsibilities (k, n)."""
     left, right = blank.products
     moments = np.zeros((len(resp), 1 + len(z) + len(left)))
@@ -134,7 +134,7 @@ def log_joint_of(
 
 def compile_statistics(models: Sequence[Components], dtypes: Sequence[Precision]) -> None:
     """Have the kernel compiled and cached in this process, for workers to load: to compile took one over 365 MiB."""
-    statistics([(np.zeros((1, len(models[0].frame.shift))), None)], models, dtypes)
+    block_stats_of_models([(np.zeros((1, len(models[0].frame.shift))), None)], models, dtypes)
 
 
 def compile_prediction(model: Components) -> None:

@@ -55,10 +55,10 @@ class KernelLayout:
         frame, (left, right) = models[0].frame, models[0].products
         d = len(frame.shift)
         none = left[:0]
-        lean, diagonal = models[0].lean, models[0].factors.ndim == 2
+        lean, diagonal = models[0].shares_quadratic, models[0].factors.ndim == 2
         pooled = (left, right) if lean and pool else (none, none)
         ends = np.cumsum([len(model.means) for model in models])
-        apart = np.concatenate([model.direct for model in models])
+        apart = np.concatenate([model.uses_distances for model in models])
         columns = np.flatnonzero(apart)
         k, p = len(apart), 1 + d + (0 if lean else len(left))
         # Where all components are direct, none needs θ, which may be large.
@@ -90,7 +90,7 @@ class KernelLayout:
             own=kernel.OwnSums(
                 always=apart,
                 centres=np.concatenate([model.centres for model in models]).astype(dtype),
-                least=np.concatenate([np.where(model.tight, _LEAST_TIGHT, LEAST[dtype]) for model in models]),
+                least=np.concatenate([np.where(model.ill_conditioned, _LEAST_TIGHT, LEAST[dtype]) for model in models]),
                 allowed=wide and not diagonal and not lean,
             ),
             tile=tile,
@@ -120,7 +120,7 @@ def prepare(
     dtypes = [dtype] * len(models) if isinstance(dtype, np.dtype) else dtype
     alike: dict[Any, list[int]] = {}
     for place, (model, of) in enumerate(zip(models, dtypes, strict=True)):
-        alike.setdefault((of, *kind(model), model.lean, model.tight.any()), []).append(place)
+        alike.setdefault((of, *kind(model), model.shares_quadratic, model.ill_conditioned.any()), []).append(place)
     return tuple(
         KernelLayout.of([models[place] for place in places], np.array(places), of, pool)
         for (of, *_), places in alike.items()

@@ -127,7 +127,7 @@ class EM:
         """A state, the components that its next pass is of, and in what precision: single as long as that will do."""
         components = self.family.components(state.parameters, self.frame)
         last = self.stage == "data" and state.n_iter == self.max_iter - 1
-        if self.single and not state.exactness.exact and (last or not components.coarse):
+        if self.single and not state.exactness.exact and (last or not components.float32_suffices):
             state = state.settled.made_exact()
             components = self.family.components(state.parameters, self.frame)
         return state, components, SINGLE if self.single and not state.exactness.exact else DOUBLE
@@ -160,7 +160,7 @@ class EM:
         counts = stats.moments[:, 0]
         log_likelihood = stats.log_likelihood / stats.weight
         lower_bound = log_likelihood + self.family.log_prior(state.parameters, self.frame) / stats.weight
-        dead = np.flatnonzero(counts < _DEAD * stats.weight).tolist() if self.family.reseeds else []
+        dead = np.flatnonzero(counts < _DEAD * stats.weight).tolist() if self.family.restarts_empty_components else []
         bounds, tried = state.bounds, state.extrapolation
         if tried.plain is not None and (dead or not lower_bound >= state.lower_bound):  # extrapolated too far
             failed = replace(tried.plain.extrapolation, mixing=tried.mixing.failed())
@@ -188,7 +188,7 @@ class EM:
             if tried.plain is not None:
                 after = replace(after, extrapolation=replace(tried, plain=None, mixing=tried.mixing.succeeded()))
             if state.exactness.stepped:
-                cost = self.family.cost(state.parameters, parameters, counts, self.frame) / stats.weight
+                cost = self.family.max_decrease(state.parameters, parameters, counts, self.frame) / stats.weight
                 after = replace(after, bounds=replace(bounds, floor=lower_bound - cost - noise))
             after = replace(
                 after,
@@ -217,7 +217,7 @@ class EM:
 
     def _accelerated(self, state: EMState, components: Components, stats: Stats, extrapolate: bool) -> EMState:
         """The state after EM's own step, or with an extrapolated one to be tried in its place."""
-        if not self.accelerate or components.tight.any():  # moments about means that move do not mix
+        if not self.accelerate or components.ill_conditioned.any():  # moments about means that move do not mix
             return replace(state, extrapolation=replace(state.extrapolation, mixing=Mixing(), point=None))
         image = stats.moments / stats.weight
         mixing, point = state.extrapolation.mixing, state.extrapolation.point
@@ -228,7 +228,7 @@ class EM:
         if extrapolated is None:
             return plain
         candidate, mixing = extrapolated
-        moments = self.family.inside(candidate.reshape(image.shape), image)
+        moments = self.family.clip_moments(candidate.reshape(image.shape), image)
         if not (moments[:, 0] > 0).all():
             return replace(plain, extrapolation=replace(plain.extrapolation, mixing=mixing.failed()))
         try:

@@ -26,7 +26,7 @@ def rounding(components: Components, counts: Array, bound: float) -> float:
         Rows that each has.
     bound : float
     """
-    terms = float(counts @ components.magnitude) / counts.sum()
+    terms = float(counts @ components.rounding_scale) / counts.sum()
     return _EPS * (_DIGITS * max(1.0, abs(bound)) + terms)
 
 
@@ -38,7 +38,7 @@ def fallen(
     That is the narrowest, relative to its distance from the origin, where rounding of its mean may cost as much. Else
     sums are not those of the rows, and the component is the one whose share of these has changed most, as χ² counts.
     """
-    cost = lost(components.own_reach)
+    cost = lost(components.centre_distance_in_sd)
     shares = counts / counts.sum()
     if cost.max() >= before - after:
         k, cause = int(cost.argmax()), "is too narrow for where it is"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import entr, xlogy
 
-from daskgmm.em.estep import completed, e_step, soft_moments, statistics
+from daskgmm.em.estep import block_stats_of_models, completed, e_step, moments_from_responsibilities
 from daskgmm.em.layout import Precision
 from daskgmm.em.loop import EM, EMState, OnePass
 from daskgmm.em.stats import Stats
@@ -57,7 +57,7 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array, n: int, each: in
     """
     components = em.family.components(parameters, em.frame)
     k = len(components.means)
-    if k < 3 or (lost(components.own_reach) > _LOST).any():
+    if k < 3 or (lost(components.centre_distance_in_sd) > _LOST).any():
         return []
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         seen = _Seen.of(em, components, rows, weights, threads.map)
@@ -68,10 +68,12 @@ def moves(em: EM, parameters: Any, rows: Array, weights: Array, n: int, each: in
             kept = np.setdiff1d(np.arange(k), [gone for change in changes for gone in change.gone])
             found = reduce(add, (change.new for change in changes), seen.parts.take(kept))
             # Under a Dirichlet process the likeliest order is by size (Kurihara et al. 2007, IJCAI 20, §3).
-            order = np.arange(k) if em.family.reseeds else np.argsort(-found.moments[:, 0], kind="stable")
+            order = (
+                np.arange(k) if em.family.restarts_empty_components else np.argsort(-found.moments[:, 0], kind="stable")
+            )
             return found.take(order).fit(em)
 
-        alone = [] if em.family.reseeds else [(_emptying(change),) for change in merges]
+        alone = [] if em.family.restarts_empty_components else [(_emptying(change),) for change in merges]
         fits = [*threads.map(fit, (*_pairs(merges[:each], splits[:each])[:n], *_several(merges, splits), *alone))]
     return [parameters for bound, parameters in sorted(fits, key=lambda fit: -fit[0]) if bound > -np.inf]
 
@@ -183,7 +185,9 @@ class Halves:
         z, weights, densities = z[:, held], (weights * gammas)[held], densities[held]
 
         def one_pass(models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
-            found = statistics([(rows[held], weights)], models, dtypes)  # kept, all components' would be many copies
+            found = block_stats_of_models(
+                [(rows[held], weights)], models, dtypes
+            )  # kept, all components' would be many copies
             return [completed(s, m) for s, m in zip(found, models, strict=True)]
 
         if len(held) == 0:
@@ -246,7 +250,7 @@ class Parts:
     @staticmethod
     def of(em: EM, z: Array, resp: Array, weights: Array) -> Parts:
         """Of responsibilities (k, m) for rows z (d, m)."""
-        moments = soft_moments(z, resp * weights, em.family.blank(len(resp), em.frame))
+        moments = moments_from_responsibilities(z, resp * weights, em.family.zero_components(len(resp), em.frame))
         return Parts(moments, entr(resp) @ weights)
 
     def __add__(self, other: Parts) -> Parts:
@@ -260,7 +264,7 @@ class Parts:
     def fit(self, em: EM) -> tuple[float, Any]:
         """The bound, and the parameters that it belongs to."""
         try:
-            parameters = em.family.maximize(em.family.blank(len(self.moments), em.frame), self.moments)
+            parameters = em.family.maximize(em.family.zero_components(len(self.moments), em.frame), self.moments)
         except ValueError:  # a component collapsed
             return -np.inf, None
         theta = em.family.components(parameters, em.frame).theta

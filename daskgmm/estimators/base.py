@@ -17,7 +17,7 @@ from sklearn.utils import Tags, estimator_html_repr
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from daskgmm.data.blocks import Samples
-from daskgmm.data.checks import ALONE, Beside, check_kind, check_unmasked
+from daskgmm.data.checks import NO_ANNOTATIONS, RowAnnotations, check_kind, check_unmasked
 from daskgmm.data.open import open_samples
 from daskgmm.em.info import Info
 from daskgmm.estimators.progress import ProgressBar
@@ -105,9 +105,9 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         MemoryError
             A block of the data does not fit in a worker's memory.
         """
-        return self._run(X, Beside(sample_weight))
+        return self._run(X, RowAnnotations(sample_weight))
 
-    def _run(self, X: Any, beside: Beside) -> Self:
+    def _run(self, X: Any, beside: RowAnnotations) -> Self:
         """Fit, watched; a fit that fails leaves the estimator as it was."""
         before = dict(self.__dict__)
         progress = ProgressBar(1 if self.verbose > 1 else self.verbose_interval) if self.verbose else None
@@ -206,7 +206,7 @@ class BaseMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.allow_nan = self.missing == "drop"
         return tags
 
-    def _open(self, X: Any, beside: Beside = ALONE, fitting: bool = False) -> Samples:
+    def _open(self, X: Any, beside: RowAnnotations = NO_ANNOTATIONS, fitting: bool = False) -> Samples:
         """See X as samples, and check its features against those of the fit or, fitting, remember them."""
         known = None if fitting else getattr(self, "feature_names_in_", None)
         for name in ("feature_names_in_", "feature_units_in_") if fitting else ():  # of an earlier fit

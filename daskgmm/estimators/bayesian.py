@@ -158,11 +158,11 @@ class BayesianGaussianMixture(CovarianceMixture):
         )
         return VariationalGaussian(MODELS[self.covariance_type], self.reg_covar, prior)
 
-    def _given(self, k: int, d: int) -> Start:
+    def _start_from_params(self, k: int, d: int) -> Start:
         return Start()
 
-    def _keep(self, fit: Fit) -> None:
-        super()._keep(fit)
+    def _set_parameters(self, fit: Fit) -> None:
+        super()._set_parameters(fit)
         family: Any = fit.family
         found, prior = fit.parameters, family.prior
         self.weight_concentration_ = tuple(found.concentrations) if self._process else found.concentrations
@@ -188,8 +188,8 @@ class BayesianGaussianMixture(CovarianceMixture):
             dofs,
         )
 
-    def _restored(self) -> None:
-        super()._restored()
+    def _after_load(self) -> None:
+        super()._after_load()
         scale = np.asarray(self.covariance_prior_)
         for value in (
             *(self.weight_concentration_, self.mean_precision_, self.weight_concentration_prior_),
@@ -205,11 +205,11 @@ class BayesianGaussianMixture(CovarianceMixture):
         if self._process:
             self.weight_concentration_ = tuple(self.weight_concentration_)
 
-    def _saved(self) -> dict[str, tuple[str, ...]]:
+    def _state_dims(self) -> dict[str, tuple[str, ...]]:
         model = MODELS[self.covariance_type]
         whole = (model.code[1] != "I") + (not model.diagonal)  # dims of the prior's covariance
         return {
-            **super()._saved(),
+            **super()._state_dims(),
             "weight_concentration": ("stick", "component") if self._process else ("component",),
             "mean_precision": ("component",),
             "degrees_of_freedom": self._dof_dims,
@@ -221,7 +221,7 @@ class BayesianGaussianMixture(CovarianceMixture):
             "covariance_prior": ("feature", "feature_")[:whole],
         }
 
-    def _adjective(self) -> str:
+    def _kind(self) -> str:
         return "Bayesian Gaussian"
 
     def _objective(self) -> str:

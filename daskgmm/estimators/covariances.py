@@ -26,7 +26,7 @@ class CovarianceMixture(EMMixture):
     covariance_type: str
     reg_covar: float
 
-    def _last(self, k: int, d: int) -> Start:
+    def _warm_start(self, k: int, d: int) -> Start:
         """The last fit's solution, to go on from."""
         model = self._family().model
         shapes = self.means_.shape, self.covariances_.shape
@@ -37,7 +37,7 @@ class CovarianceMixture(EMMixture):
             )
         return Start(complete=self._parameters(), previous_bound=self.lower_bound_)
 
-    def _keep(self, fit: Fit) -> None:
+    def _set_parameters(self, fit: Fit) -> None:
         compact, parameters = self._family().model.compact, fit.parameters
         self.weights_ = parameters.weights
         self.means_ = parameters.means
@@ -45,13 +45,13 @@ class CovarianceMixture(EMMixture):
         self.precisions_cholesky_ = compact(parameters.factors)
         self.precisions_ = compact(self._family().precisions(parameters.factors))
 
-    def _restored(self) -> None:
+    def _after_load(self) -> None:
         family, parameters = self._family(), self._parameters()
         if not family.consistent(parameters.covariances, parameters.factors):
             raise ValueError("covariances are not positive definite, or precisions_cholesky is not of their inverses")
         self.precisions_ = family.model.compact(family.precisions(parameters.factors))
 
-    def _saved(self) -> dict[str, tuple[str, ...]]:
+    def _state_dims(self) -> dict[str, tuple[str, ...]]:
         dims = self._family().model.dims
         return {"means": ("component", "feature"), "covariances": dims, "precisions_cholesky": dims}
 

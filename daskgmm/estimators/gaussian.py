@@ -185,7 +185,7 @@ class GaussianMixture(CovarianceMixture):
         self.checkpoint = checkpoint
         self.callbacks = callbacks
 
-    def _given(self, k: int, d: int) -> Start:
+    def _start_from_params(self, k: int, d: int) -> Start:
         """The start that the user gives.
 
         Raises

@@ -17,7 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from daskgmm.data.blocks import Samples
-from daskgmm.data.checks import Beside
+from daskgmm.data.checks import RowAnnotations
 from daskgmm.em.info import Info
 from daskgmm.estimators.base import BaseMixture
 from daskgmm.estimators.tables import History, components, summary
@@ -69,11 +69,11 @@ class EMMixture(BaseMixture):
         return self._family()
 
     @abstractmethod
-    def _given(self, k: int, d: int) -> Start:
+    def _start_from_params(self, k: int, d: int) -> Start:
         """The start that the user gives, checked."""
 
     @abstractmethod
-    def _last(self, k: int, d: int) -> Start:
+    def _warm_start(self, k: int, d: int) -> Start:
         """The last fit's solution, to go on from."""
 
     @abstractmethod
@@ -81,22 +81,22 @@ class EMMixture(BaseMixture):
         """The fitted parameters, about the origin."""
 
     @abstractmethod
-    def _keep(self, fit: Fit) -> None:
+    def _set_parameters(self, fit: Fit) -> None:
         """Set the attributes that hold the fitted parameters."""
 
     @abstractmethod
-    def _saved(self) -> dict[str, tuple[str, ...]]:
+    def _state_dims(self) -> dict[str, tuple[str, ...]]:
         """Those of the attributes that are saved beside ``weights_``, without their underscore, and their dims."""
 
-    def _learned_names(self) -> tuple[str, ...]:
+    def _extra_state_names(self) -> tuple[str, ...]:
         """Their names."""
         return ()
 
-    def _learned(self) -> dict[str, Any]:
+    def _extra_state(self) -> dict[str, Any]:
         """What JSON can hold of other attributes that are saved."""
         return {}
 
-    def _adjective(self) -> str:
+    def _kind(self) -> str:
         """What kind of mixture it is."""
         return type(self).__name__.removesuffix("Mixture")
 
@@ -132,7 +132,7 @@ class EMMixture(BaseMixture):
         MemoryError
             A block of the data does not fit in a worker's memory.
         """
-        return self._run(X, Beside(sample_weight, labels))
+        return self._run(X, RowAnnotations(sample_weight, labels))
 
     def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
         candidate, rng = self._candidate(samples), check_random_state(self.random_state)
@@ -150,11 +150,13 @@ class EMMixture(BaseMixture):
     def _candidate(self, samples: Samples) -> Candidate:
         """What is to be fitted to samples."""
         k, d = self.n_components, samples.n_features
-        known = self._last(k, d) if self.warm_start and hasattr(self, "converged_") else self._given(k, d)
+        known = (
+            self._warm_start(k, d) if self.warm_start and hasattr(self, "converged_") else self._start_from_params(k, d)
+        )
         return Candidate(self._family(), Options(**{name: getattr(self, name) for name in OPTIONS}), known)
 
     def _set(self, fit: Fit) -> None:
-        self._keep(fit)
+        self._set_parameters(fit)
         self.converged_ = fit.state.converged
         self.n_iter_ = fit.state.n_iter
         self.lower_bound_ = fit.state.lower_bound
@@ -196,10 +198,10 @@ class EMMixture(BaseMixture):
         model = cls(**models.params(ds, cls._get_param_names()))
         model._validate_params()
         models.restore(model, ds)
-        model._restored()
+        model._after_load()
         return model
 
-    def _restored(self) -> None:
+    def _after_load(self) -> None:
         """Complete the attributes of a model that was read, whose saved ones are finite and have their shapes.
 
         Raises

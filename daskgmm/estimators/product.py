@@ -16,7 +16,7 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from daskgmm.data.blocks import Samples
-from daskgmm.data.checks import ALONE, Beside
+from daskgmm.data.checks import NO_ANNOTATIONS, RowAnnotations
 from daskgmm.em.info import Info
 from daskgmm.estimators.mixture import CONSTRAINTS, EMMixture
 from daskgmm.families import PRODUCTS
@@ -122,12 +122,12 @@ class ProductMixture(EMMixture):
     def _fitted(self) -> Product:
         return replace(self._family(), levels=(1,) * self.n_features_in_)
 
-    def _given(self, k: int, d: int) -> Start:
+    def _start_from_params(self, k: int, d: int) -> Start:
         means = None if self.means_init is None else np.asarray(self.means_init, dtype=np.float64)
         known = given(k, d if means is None or means.ndim != 2 else means.shape[1], self.weights_init, means)
         return Start(known, ProductParameters(**known) if len(known) == len(fields(ProductParameters)) else None)
 
-    def _last(self, k: int, d: int) -> Start:
+    def _warm_start(self, k: int, d: int) -> Start:
         if len(self.means_) != k or self.n_features_in_ != d:
             raise ValueError(
                 f"the last fit was of {len(self.means_)} components in {self.n_features_in_} features, not {k} in {d}: "
@@ -135,14 +135,14 @@ class ProductMixture(EMMixture):
             )
         return Start(complete=self._parameters(), previous_bound=self.lower_bound_)
 
-    def _keep(self, fit: Fit) -> None:
+    def _set_parameters(self, fit: Fit) -> None:
         self.weights_ = fit.parameters.weights
         self.means_ = fit.parameters.means
 
-    def _saved(self) -> dict[str, tuple[str, ...]]:
+    def _state_dims(self) -> dict[str, tuple[str, ...]]:
         return {"means": ("component", "feature")}
 
-    def _restored(self) -> None:
+    def _after_load(self) -> None:
         family = self._fitted()
         if self.means_.shape[1] != len(family.columns) or not family.possible(self.means_):
             raise ValueError("the means are not those of such a mixture")
@@ -167,7 +167,7 @@ class LeveledMixture(ProductMixture):
         values = [some.tolist() if some.dtype.kind == "f" else range(len(some)) for some in self.categories_]
         return replace(family, values=tuple(map(tuple, values)), levels=tuple(map(len, values)))
 
-    def _open(self, X: Any, beside: Beside = ALONE, fitting: bool = False) -> Samples:
+    def _open(self, X: Any, beside: RowAnnotations = NO_ANNOTATIONS, fitting: bool = False) -> Samples:
         if fitting:
             self._names: list[Any] | None = None  # of the levels of each feature, where they are not numbers
         if not hasattr(X, "iloc"):
@@ -187,29 +187,29 @@ class LeveledMixture(ProductMixture):
         family: Any = candidate.family
         return replace(candidate, family=replace(family, values=samples.categories))
 
-    def _keep(self, fit: Fit) -> None:
-        super()._keep(fit)
+    def _set_parameters(self, fit: Fit) -> None:
+        super()._set_parameters(fit)
         family: Any = fit.family
         names = self._names or [None] * len(family.values)
         self.categories_ = [np.array(v if n is None else n) for v, n in zip(family.values, names, strict=True)]
         self.n_levels_ = np.array(family.levels)
 
-    def _saved(self) -> dict[str, tuple[str, ...]]:
+    def _state_dims(self) -> dict[str, tuple[str, ...]]:
         return {"means": ("component", "level")}
 
-    def _learned(self) -> dict[str, Any]:
+    def _extra_state(self) -> dict[str, Any]:
         return {"categories": [some.tolist() for some in self.categories_]}
 
-    def _learned_names(self) -> tuple[str, ...]:
+    def _extra_state_names(self) -> tuple[str, ...]:
         return ("categories",)
 
-    def _restored(self) -> None:
+    def _after_load(self) -> None:
         given: Any = self.categories_
         if len(given) != self.n_features_in_ or not all(_are_levels(some) for some in given):
             raise ValueError("categories are not lists of numbers or names, one a feature")
         self.categories_ = [np.array(some) for some in given]
         self.n_levels_ = np.array([len(some) for some in given])
-        super()._restored()
+        super()._after_load()
 
 
 def _are_levels(some: Any) -> bool:

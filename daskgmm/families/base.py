@@ -49,19 +49,19 @@ class Components(Protocol):
         """Which z_i z_j are in φ: every i (q,), every j (q,)."""
 
     @property
-    def tight(self) -> npt.NDArray[np.bool_]:
+    def ill_conditioned(self) -> npt.NDArray[np.bool_]:
         """(k,): the components for which products with φ would lose too many digits."""
 
     @property
-    def direct(self) -> npt.NDArray[np.bool_]:
+    def uses_distances(self) -> npt.NDArray[np.bool_]:
         """(k,): the components whose distances to the mean are taken, as they are tight or because it is faster."""
 
     @property
-    def own_reach(self) -> Array:
+    def centre_distance_in_sd(self) -> Array:
         """(k,): how many of its least standard deviations each mean is from the origin, at most."""
 
     @property
-    def magnitude(self) -> Array:
+    def rounding_scale(self) -> Array:
         """(k,): of the terms that a row's log density is the sum of, at most: so many roundings it is known to."""
 
     @property
@@ -73,11 +73,11 @@ class Components(Protocol):
         """Is φ only 1 and z, so that a product with it loses nothing?"""
 
     @property
-    def lean(self) -> bool:
+    def shares_quadratic(self) -> bool:
         """Is the quadratic part of θ the same for all components, so that Σφ of it can be summed for all at once?"""
 
     @property
-    def coarse(self) -> bool:
+    def float32_suffices(self) -> bool:
         """Would single precision do, for a pass that is not among the last?"""
 
     def take(self, ks: npt.NDArray[np.intp]) -> Components:
@@ -95,14 +95,14 @@ class Family(Protocol):
         """What values it takes, and the columns of which φ is made."""
 
     @property
-    def bounded(self) -> bool:
+    def likelihood_is_bounded(self) -> bool:
         """Is there a likeliest mixture? Without a prior, a narrow Gaussian is as likely as one likes."""
 
     @property
-    def reseeds(self) -> bool:
+    def restarts_empty_components(self) -> bool:
         """Is a component that lost its rows one too few, that starts again, or one too many, that stays empty?"""
 
-    def informed(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
+    def with_data(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
         """The family once it knows weighted rows (m, d), and the range (d,) of all, in the user's units.
 
         Raises
@@ -125,7 +125,7 @@ class Family(Protocol):
     def components(self, parameters: Any, frame: Frame) -> Components:
         """What a pass needs to know of ``parameters``."""
 
-    def blank(self, k: int, frame: Frame) -> Components:
+    def zero_components(self, k: int, frame: Frame) -> Components:
         """Components about the origin of ``frame``, under which a start's moments are gathered."""
 
     def maximize(self, components: Any, moments: Array) -> Any:
@@ -134,10 +134,10 @@ class Family(Protocol):
         Or, under a prior, that have the greatest posterior density.
         """
 
-    def inside(self, moments: Array, image: Array) -> Array:
+    def clip_moments(self, moments: Array, image: Array) -> Array:
         """Extrapolated moments (k, p), held back from where EM's own, the image, could not go."""
 
-    def cost(self, before: Any, after: Any, counts: Array, frame: Frame) -> float:
+    def max_decrease(self, before: Any, after: Any, counts: Array, frame: Frame) -> float:
         """How far one step of EM may lower the log-likelihood, or -posterior, at most: 0 where `maximize` maximizes it.
 
         Parameters

@@ -29,16 +29,16 @@ class Bernoulli(Product):
         log_zero = log_floored(1 - means)
         return log_floored(means) - log_zero, -log_zero
 
-    def held(self, means: Array, within: Array) -> Array:
+    def clip_means(self, means: Array, within: Array) -> Array:
         return np.clip(means, within / 10, 1 - (1 - within) / 10)
 
     def possible(self, means: Array) -> bool:
         return bool(((means >= 0) & (means <= 1 + 1e-9)).all())
 
-    def neutral(self) -> tuple[Array, Array]:
+    def prior_counts_and_means(self) -> tuple[Array, Array]:
         return np.full(self.n_features, 2 * self.alpha), np.full(self.n_features, 0.5)
 
-    def free(self) -> int:
+    def n_parameters_per_component(self) -> int:
         return self.n_features
 
     def draw(self, means: Array, n: int, rng: np.random.RandomState) -> Array:

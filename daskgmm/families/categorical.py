@@ -38,7 +38,7 @@ class Categorical(Product):
                 found[:, j] = np.isfinite(x[:, j]) & ~np.isin(x[:, j], values)
         return found
 
-    def informed(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
+    def with_data(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
         given = self.values or ((),) * len(high)
         values = tuple(
             some or tuple(map(float, range(int(np.nan_to_num(top)) + 1))) for some, top in zip(given, high, strict=True)
@@ -51,7 +51,7 @@ class Categorical(Product):
     def natural(self, means: Array) -> tuple[Array, Array]:
         return log_floored(means), np.zeros((len(means), self.n_features))
 
-    def held(self, means: Array, within: Array) -> Array:
+    def clip_means(self, means: Array, within: Array) -> Array:
         means = np.maximum(means, within / 10)
         starts = np.cumsum((0, *self.levels[:-1]))
         return means / np.add.reduceat(means, starts, axis=1)[:, self.columns]
@@ -60,11 +60,11 @@ class Categorical(Product):
         starts = np.cumsum((0, *self.levels[:-1]))
         return super().possible(means) and np.allclose(np.add.reduceat(means, starts, axis=1), 1, rtol=0, atol=1e-6)
 
-    def neutral(self) -> tuple[Array, Array]:
+    def prior_counts_and_means(self) -> tuple[Array, Array]:
         levels = np.array(self.levels, dtype=np.float64)[self.columns]
         return self.alpha * levels, 1 / levels
 
-    def free(self) -> int:
+    def n_parameters_per_component(self) -> int:
         return sum(self.levels) - len(self.levels)
 
     def draw(self, means: Array, n: int, rng: np.random.RandomState) -> Array:

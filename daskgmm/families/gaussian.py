@@ -63,21 +63,21 @@ class Gaussian:
     reg_covar: float = 0.0
     prior: Prior | Conjugate | None = None
     encoding: ClassVar[FeatureEncoding] = PLAIN
-    reseeds: ClassVar[bool] = True
+    restarts_empty_components: ClassVar[bool] = True
 
     @property
-    def bounded(self) -> bool:
+    def likelihood_is_bounded(self) -> bool:
         return self.prior is not None
 
-    def informed(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
+    def with_data(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
         if not isinstance(self.prior, Prior):
             return self
-        return replace(self, prior=self.prior.informed(self.model, rows, weights, k))
+        return replace(self, prior=self.prior.with_data(self.model, rows, weights, k))
 
     def check(self, rows: Array, low: Array, high: Array, k: int, names: Sequence[str]) -> None:
         """Refuse duplicates of too few rows, and constant features, with neither ``reg_covar`` nor prior."""
-        decides = "the prior" if self.bounded else f"reg_covar={self.reg_covar}"
-        singular = self.reg_covar == 0 and not self.bounded
+        decides = "the prior" if self.likelihood_is_bounded else f"reg_covar={self.reg_covar}"
+        singular = self.reg_covar == 0 and not self.likelihood_is_bounded
         for size in (1000, len(rows)):  # duplicates are rare: a few rows mostly tell
             distinct = len(np.unique(rows[:size], axis=0))
             if distinct >= k:
@@ -216,16 +216,16 @@ class Gaussian:
     def precisions(self, factors: Array) -> Array:
         return factors**2 if self.model.diagonal else factors @ factors.transpose(0, 2, 1)
 
-    def blank(self, k: int, frame: Frame) -> GaussianComponents:
+    def zero_components(self, k: int, frame: Frame) -> GaussianComponents:
         """Components that only say what moments mean: about the origin of ``frame``. For a start's M-step."""
         d = len(frame.shift)
         factors = np.zeros((k, d) if self.model.diagonal else (k, d, d))
         return self.algebra(np.zeros(k), np.zeros((k, d)), factors, replace(frame, radius=0.0))
 
-    def inside(self, moments: Array, image: Array) -> Array:
+    def clip_moments(self, moments: Array, image: Array) -> Array:
         return moments
 
-    def cost(self, before: GaussianParameters, after: GaussianParameters, counts: Array, frame: Frame) -> float:
+    def max_decrease(self, before: GaussianParameters, after: GaussianParameters, counts: Array, frame: Frame) -> float:
         """What ``reg_covar`` takes, and rounding in the M-step.
 
         As the M-step maximizes Q − ½ r Σ n_k tr Λ_k, and the likelihood rises by no less than Q, it falls by no more

@@ -45,19 +45,19 @@ class GaussianComponents(ABC):
     about: Array | None = None  # (k, d) what the moments are to be about, where `tight` does not decide
 
     @cached_property
-    def tight(self) -> npt.NDArray[np.bool_]:
+    def ill_conditioned(self) -> npt.NDArray[np.bool_]:
         if self.about is not None:
             return np.ones(len(self.means), dtype=bool)
         # The own mean is held to what `recentred` would look at again, so that no pass is made twice for good.
-        return ~((lost(self._reach) <= TOLERANCE) & (lost(self.own_reach) <= _STRICT))
+        return ~((lost(self._reach) <= TOLERANCE) & (lost(self.centre_distance_in_sd) <= _STRICT))
 
     @property
     def _reach(self) -> Array:
         """As `own_reach`, of a row that sums of a component take: of distances to the means, only those it holds."""
-        return self.own_reach if self._apart else self.frame.radius * self._narrowness
+        return self.centre_distance_in_sd if self._apart else self.frame.radius * self._narrowness
 
     @property
-    def own_reach(self) -> Array:
+    def centre_distance_in_sd(self) -> Array:
         return np.linalg.norm(self.means, axis=1) * self._narrowness
 
     @property
@@ -66,22 +66,22 @@ class GaussianComponents(ABC):
         return np.linalg.norm(np.reshape(self.factors, (len(self.means), -1)), axis=1)
 
     @property
-    def magnitude(self) -> Array:
+    def rounding_scale(self) -> Array:
         """Squares, of which distances are the differences; of what is treated about its own mean, deviations."""
         reach = self.frame.radius * self._narrowness
-        return np.where(self.tight | self._apart, reach, reach**2)
+        return np.where(self.ill_conditioned | self._apart, reach, reach**2)
 
     @property
-    def coarse(self) -> bool:
-        return bool((self._reach**2 * np.finfo(np.float32).eps <= _COARSE).all()) and not self.tight.any()
+    def float32_suffices(self) -> bool:
+        return bool((self._reach**2 * np.finfo(np.float32).eps <= _COARSE).all()) and not self.ill_conditioned.any()
 
     @property
     def linear(self) -> bool:
         return False
 
     @property
-    def lean(self) -> bool:
-        return self.pooled and not self.tight.any()
+    def shares_quadratic(self) -> bool:
+        return self.pooled and not self.ill_conditioned.any()
 
     @property
     @abstractmethod
@@ -94,8 +94,8 @@ class GaussianComponents(ABC):
         return False
 
     @property
-    def direct(self) -> npt.NDArray[np.bool_]:
-        return self.tight | (self._apart and not self.lean)
+    def uses_distances(self) -> npt.NDArray[np.bool_]:
+        return self.ill_conditioned | (self._apart and not self.shares_quadratic)
 
     def take(self, ks: npt.NDArray[np.intp]) -> Self:
         """These of the components."""
@@ -105,7 +105,7 @@ class GaussianComponents(ABC):
     @cached_property
     def centres(self) -> Array:
         """What the moments of each component are about: (k, d)."""
-        return np.where(self.tight[:, None], self.means, 0.0) if self.about is None else self.about
+        return np.where(self.ill_conditioned[:, None], self.means, 0.0) if self.about is None else self.about
 
     def averages(self, moments: Array) -> tuple[Array, Array, Array]:
         """Counts (k,), new means less the centres (k, d), and covariances about the new means, (k, d, d) or (k, d)."""

@@ -29,11 +29,11 @@ class Poisson(Product):
     def outside(self, x: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         return ((x < 0) | (x != np.floor(x))) & np.isfinite(x)
 
-    def informed(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
+    def with_data(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
         there = np.isfinite(rows)
         sums = weights @ np.where(there, rows, 0)
         overall = sums / np.maximum(weights @ there, np.finfo(np.float64).tiny)
-        return replace(super().informed(rows, weights, low, high, k), overall=tuple(overall.tolist()))
+        return replace(super().with_data(rows, weights, low, high, k), overall=tuple(overall.tolist()))
 
     def base(self, x: Array) -> Array:
         small = x < len(_LOG_FACTORIALS)
@@ -45,13 +45,13 @@ class Poisson(Product):
     def natural(self, means: Array) -> tuple[Array, Array]:
         return log_floored(means), means
 
-    def held(self, means: Array, within: Array) -> Array:
+    def clip_means(self, means: Array, within: Array) -> Array:
         return np.maximum(means, within / 10)
 
-    def neutral(self) -> tuple[Array, Array]:
+    def prior_counts_and_means(self) -> tuple[Array, Array]:
         return np.full(self.n_features, self.alpha), np.array(self.overall or np.zeros(self.n_features))
 
-    def free(self) -> int:
+    def n_parameters_per_component(self) -> int:
         return self.n_features
 
     def draw(self, means: Array, n: int, rng: np.random.RandomState) -> Array:

@@ -58,7 +58,7 @@ class Prior:
             if not (np.isfinite(value) and value >= least):
                 raise ValueError(f"the prior's {name} is {value}: give a number not below {least}")
 
-    def informed(self, model: CovarianceModel, rows: Array, weights: Array, k: int) -> Conjugate:
+    def with_data(self, model: CovarianceModel, rows: Array, weights: Array, k: int) -> Conjugate:
         """What it comes to for k components of a model, given weighted rows (m, d) in the user's units.
 
         Raises
@@ -72,13 +72,13 @@ class Prior:
             scale = np.full(d, variances(rows, weights).mean()) if model.diagonal else covariance(rows, weights)
             scale = scale / k ** (2 / d)
         else:
-            scale = self._given(model, d)
+            scale = self._start_from_params(model, d)
         dof = d + 2 if self.dof is None else self.dof
         each, shared = _rows(dof, d)[model.code]
         scatter = scale / d if model.code[1] == "I" else scale
         return Conjugate(mean, self.shrinkage, each, shared, scatter, model.pooled, self.weight_concentration)
 
-    def _given(self, model: CovarianceModel, d: int) -> Array:
+    def _start_from_params(self, model: CovarianceModel, d: int) -> Array:
         """The scale that the user gives: (d, d), or (d,) for a diagonal model."""
         shapes: list[tuple[int, ...]] = [(), (d,)] if model.diagonal else [(), (d,), (d, d)]
         scale = shaped("scale", self.scale, shapes)

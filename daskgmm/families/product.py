@@ -49,8 +49,8 @@ class LinearComponents:
 
     theta: Array  # (k, 1 + q)
     frame: Frame
-    linear: bool = True
-    lean: bool = False
+    linear: ClassVar[bool] = True
+    shares_quadratic: ClassVar[bool] = False
 
     @property
     def constants(self) -> Array:
@@ -74,24 +74,24 @@ class LinearComponents:
         return _NONE, _NONE
 
     @property
-    def tight(self) -> npt.NDArray[np.bool_]:
+    def ill_conditioned(self) -> npt.NDArray[np.bool_]:
         return np.zeros(len(self.theta), np.bool_)
 
     @property
-    def direct(self) -> npt.NDArray[np.bool_]:
-        return self.tight
+    def uses_distances(self) -> npt.NDArray[np.bool_]:
+        return self.ill_conditioned
 
     @property
-    def own_reach(self) -> Array:
+    def centre_distance_in_sd(self) -> Array:
         return np.zeros(len(self.theta))
 
     @property
-    def coarse(self) -> bool:
+    def float32_suffices(self) -> bool:
         """Large counts, say, have log densities that differ by little of what they are."""
-        return bool(self.magnitude.max() * np.finfo(np.float32).eps <= _COARSE)
+        return bool(self.rounding_scale.max() * np.finfo(np.float32).eps <= _COARSE)
 
     @property
-    def magnitude(self) -> Array:
+    def rounding_scale(self) -> Array:
         return np.abs(self.theta[:, 1:]).sum(axis=1) * self.frame.radius
 
     def take(self, ks: npt.NDArray[np.intp]) -> LinearComponents:
@@ -125,15 +125,15 @@ class Product(FeatureEncoding, ABC):
         """η (k, q), and A of each feature (k, d), of the distributions with these expectations of T (k, q)."""
 
     @abstractmethod
-    def held(self, means: Array, within: Array) -> Array:
+    def clip_means(self, means: Array, within: Array) -> Array:
         """Expectations of T (k, q), no nearer to the edge of what is possible than a tenth of the way of others are."""
 
     @abstractmethod
-    def neutral(self) -> tuple[Array, Array]:
+    def prior_counts_and_means(self) -> tuple[Array, Array]:
         """The prior's rows: how many each column has (q,), and the mean of T there (q,)."""
 
     @abstractmethod
-    def free(self) -> int:
+    def n_parameters_per_component(self) -> int:
         """Free parameters of a component."""
 
     @abstractmethod
@@ -163,14 +163,14 @@ class Product(FeatureEncoding, ABC):
 
     # What it is to a fit
 
-    bounded = True
-    reseeds = True
+    likelihood_is_bounded = True
+    restarts_empty_components = True
 
     @property
     def encoding(self) -> Self:
         return self
 
-    def informed(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
+    def with_data(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
         return replace(self, levels=(1,) * rows.shape[1])
 
     def check(self, rows: Array, low: Array, high: Array, k: int, names: Sequence[str]) -> None:
@@ -183,7 +183,7 @@ class Product(FeatureEncoding, ABC):
         return replace(Frame.identity(sample.shape[1]), radius=float(np.abs(sample).max()))
 
     def n_parameters(self, k: int, d: int) -> int:
-        return k - 1 + k * self.free()
+        return k - 1 + k * self.n_parameters_per_component()
 
     # Rows as columns
 
@@ -232,13 +232,13 @@ class Product(FeatureEncoding, ABC):
         base = np.ones((len(theta), 1 + len(frame.shift) - theta.shape[1]))
         return LinearComponents(np.hstack([theta, base]), frame)
 
-    def blank(self, k: int, frame: Frame) -> LinearComponents:
+    def zero_components(self, k: int, frame: Frame) -> LinearComponents:
         return LinearComponents(np.zeros((k, 1 + len(frame.shift))), frame)
 
     def maximize(self, components: LinearComponents, moments: Array) -> ProductParameters:
         """M-step: the means of T over a component's rows, and those of the prior."""
         q = len(self.columns)
-        more, there = self.neutral()
+        more, there = self.prior_counts_and_means()
         rows, sums = self._rows(moments) + more, moments[:, 1 : 1 + q] + more * there
         seen = rows > 0  # a component that has seen no value of a feature is there as all others together
         of_all = sums.sum(axis=0) / np.maximum(rows.sum(axis=0), _COUNT_FLOOR)
@@ -246,17 +246,17 @@ class Product(FeatureEncoding, ABC):
         counts = moments[:, 0] + _COUNT_FLOOR
         return ProductParameters(counts / counts.sum(), means)
 
-    def inside(self, moments: Array, image: Array) -> Array:
+    def clip_moments(self, moments: Array, image: Array) -> Array:
         """A mean on its edge would stay there, as no row is possible then that would move it."""
         rows, q = self._rows(moments), len(self.columns)
         if not (rows > 0).all():
             return moments
         of_image = image[:, 1 : 1 + q] / np.maximum(self._rows(image), _COUNT_FLOOR)
         found = moments.copy()
-        found[:, 1 : 1 + q] = rows * self.held(moments[:, 1 : 1 + q] / rows, of_image)
+        found[:, 1 : 1 + q] = rows * self.clip_means(moments[:, 1 : 1 + q] / rows, of_image)
         return found
 
-    def cost(self, before: ProductParameters, after: ProductParameters, counts: Array, frame: Frame) -> float:
+    def max_decrease(self, before: ProductParameters, after: ProductParameters, counts: Array, frame: Frame) -> float:
         return 0.0
 
     def _rows(self, moments: Array) -> Array:
@@ -268,7 +268,7 @@ class Product(FeatureEncoding, ABC):
         if self.alpha == 0:
             return 0.0
         natural, normalizers = self.natural(parameters.means)
-        rows, means = self.neutral()
+        rows, means = self.prior_counts_and_means()
         of_feature = rows[np.unique(self.columns, return_index=True)[1]]
         return float((rows * means * natural).sum() - (of_feature * normalizers).sum())
 

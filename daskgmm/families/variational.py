@@ -63,7 +63,7 @@ class VariationalPrior:
     dof: float | None = None
     covariance: npt.ArrayLike | None = None
 
-    def informed(self, model: CovarianceModel, rows: Array, weights: Array, k: int) -> NormalWishart:
+    def with_data(self, model: CovarianceModel, rows: Array, weights: Array, k: int) -> NormalWishart:
         """What it comes to for k components of a model, given weighted rows (m, d) in the user's units.
 
         Raises
@@ -139,12 +139,12 @@ class VariationalGaussian(Gaussian):
     """
 
     prior: Any = VariationalPrior()  # or a NormalWishart, once informed
-    reseeds: ClassVar[bool] = False
+    restarts_empty_components: ClassVar[bool] = False
 
-    def informed(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
+    def with_data(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:
         if isinstance(self.prior, NormalWishart):
             return self
-        return replace(self, prior=self.prior.informed(self.model, rows, weights, k))
+        return replace(self, prior=self.prior.with_data(self.model, rows, weights, k))
 
     def components(self, parameters: Any, frame: Frame) -> GaussianComponents:
         """Those of the expected log-densities: Bishop 2006, eq. 10.64 to 10.66."""

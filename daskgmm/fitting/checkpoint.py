@@ -255,7 +255,9 @@ class Checkpoint(Journal):
 
 
 def _upgraded(kind: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Group the fields of a state as schema 1 has them."""
+    """Turn the fields of a dataclass as schema 1 has them into those of today."""
+    if kind == "LinearComponents":
+        return {name: fields[name] for name in ("theta", "frame")}
     if kind != "EMState" or "bounds" in fields:
         return fields
     bounds = Bounds(
@@ -310,7 +312,7 @@ def check_states(ems: Sequence[EM], states: Sequence[EMState], ks: Sequence[int]
 
 
 def _sound(em: EM, state: EMState, k: int) -> bool:
-    blank = em.family.blank(k, em.frame)
+    blank = em.family.zero_components(k, em.frame)
     try:
         thetas = [em.family.components(some.parameters, em.frame).theta for some in (state, state.settled)]
     except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError):

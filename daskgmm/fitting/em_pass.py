@@ -40,12 +40,12 @@ class EMPass:
             compile_statistics(models, dtypes)
             self._compiled.update(kinds)
         self.n += 1
-        lean = {kind for kind, model in zip(kinds, models, strict=True) if model.lean}
+        lean = {kind for kind, model in zip(kinds, models, strict=True) if model.shares_quadratic}
         pool = not lean.issubset(self._scatter)
         kernel = partial(_sums, prepared=prepare(models, dtypes, pool))
         stats = total(self._reader, kernel)
         if pool:
-            self._scatter |= {k: s.scatter for k, m, s in zip(kinds, models, stats, strict=True) if m.lean}
+            self._scatter |= {k: s.scatter for k, m, s in zip(kinds, models, stats, strict=True) if m.shares_quadratic}
         return [completed(s, m, self._scatter.get(k)) for k, m, s in zip(kinds, models, stats, strict=True)]
 
 
@@ -53,7 +53,7 @@ def _sums(block: Block, pieces: Iterator[Rows], prepared: Sequence[KernelLayout]
     return block_stats(pieces, prepared)
 
 
-class KnownPass:
+class LabelledPass:
     """An `EMPass` over the other rows, with what is known added; over none, it reads nothing."""
 
     def __init__(self, others: EMPass, known: Known) -> None:
@@ -69,7 +69,7 @@ class KnownPass:
 _OF_WEIGHT, _OF_MEAN = 1000, 100
 
 
-class ConstantPass:
+class ConsistencyCheckedPass:
     """A pass that refuses data which are not those of the survey.
 
     Parameters
@@ -89,7 +89,7 @@ class ConstantPass:
         found = self._one_pass(models, dtypes)
         for stats, model, dtype in zip(found, models, dtypes, strict=True):
             if not self._same(stats, model, dtype):
-                refuse_changes(self._reader.samples, self._survey, self._look_again())
+                check_data_unchanged(self._reader.samples, self._survey, self._look_again())
                 raise ValueError(
                     f"a pass found {stats.n} rows of weight {stats.weight:g}, the survey {self._survey.n} of "
                     f"{self._survey.weight:g}, or others in their place: the data change while they are fitted, or a "
@@ -114,7 +114,7 @@ class ConstantPass:
         return not (np.abs(mean - expected) > _OF_MEAN * rounding).any()
 
 
-def refuse_changes(samples: Samples, before: Survey, now: Survey) -> None:
+def check_data_unchanged(samples: Samples, before: Survey, now: Survey) -> None:
     """Refuse data of which a survey differs from one before.
 
     Raises

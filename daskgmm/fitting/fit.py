@@ -16,12 +16,12 @@ from daskgmm.em.info import Info
 from daskgmm.em.loop import EM, Bounds, EMState, run, surviving
 from daskgmm.families.base import Family
 from daskgmm.fitting.checkpoint import NOWHERE, Begun, Journal, Progress, check_states
-from daskgmm.fitting.em_pass import ConstantPass, EMPass, KnownPass, refuse_changes
-from daskgmm.fitting.labels import known_start, known_sums
+from daskgmm.fitting.em_pass import ConsistencyCheckedPass, EMPass, LabelledPass, check_data_unchanged
+from daskgmm.fitting.labels import start_from_labels, sum_labelled
 from daskgmm.fitting.options import Candidate
-from daskgmm.fitting.sample import climb, enough, starts
+from daskgmm.fitting.sample import fit_on_sample, has_enough_rows, starts
 from daskgmm.fitting.survey import Survey, draw, survey_samples
-from daskgmm.passes.execution import settled
+from daskgmm.passes.execution import pinned_client
 from daskgmm.passes.memory import check_memory, keep_rows
 from daskgmm.passes.reader import Reader
 from daskgmm.process import single_blas
@@ -83,7 +83,7 @@ def fit_mixture(
     return found
 
 
-@settled()
+@pinned_client()
 @single_blas()  # from the first pass to the last: to set and lift the limit costs more than a small block's work
 def fit_mixtures(
     samples: Samples,
@@ -118,7 +118,7 @@ def fit_mixtures(
     def check(before: Survey) -> None:
         before.check(samples.n_features, len(samples.blocks))
         if not journal.trusted:
-            refuse_changes(samples, before, look())
+            check_data_unchanged(samples, before, look())
 
     survey = journal.once("survey", look, check)
     reader = replace(reader, unlabelled=samples.source.labels is not None)
@@ -136,7 +136,7 @@ def fit_mixtures(
         reader = replace(reader, encoding=ems[0].family.encoding)
     one_pass = EMPass(reader, now.n_passes)
     known = [fit.begun.rows_known for fit in fits if fit.begun.rows_known is not None]
-    whole_pass = ConstantPass(KnownPass(one_pass, known[0]) if known else one_pass, reader, survey, look)
+    whole_pass = ConsistencyCheckedPass(LabelledPass(one_pass, known[0]) if known else one_pass, reader, survey, look)
     history = list(now.history)
 
     def keep(states: Sequence[EMState], info: Info) -> None:
@@ -188,7 +188,7 @@ def _start(
             f"only {len(survey.sample)} of the sampled rows can be used, fewer than n_components={k}: raise subsample, "
             "or leave out rows with missing values before"
         )
-    family = candidate.family.informed(survey.sample, survey.sample_weight, survey.low, survey.high, k)
+    family = candidate.family.with_data(survey.sample, survey.sample_weight, survey.low, survey.high, k)
     names = [repr(name) for name in samples.names] if samples.names else [str(i) for i in range(samples.n_features)]
     family.check(survey.sample, survey.low, survey.high, k, names)
     reader = replace(reader, encoding=family.encoding)
@@ -227,15 +227,15 @@ def _begin(
 
     n_passes, rows_known = 1, None
     if survey.n_known:
-        rows_known, used = known_sums(reader, survey, em, k)
+        rows_known, used = sum_labelled(reader, survey, em, k)
         n_passes += used
     if (parameters := known.parameters(em.frame)) is not None:
         states = [EMState(parameters, bounds=Bounds(previous=known.previous_bound))]
     elif rows_known is not None:
-        state, used = known_start(reader, survey, em, rows_known, options, known, rng)
+        state, used = start_from_labels(reader, survey, em, rows_known, options, known, rng)
         states, n_passes = [state], n_passes + used
-    elif options.subsample is not None and enough(survey, em.family, k):
-        states = [climb(em, survey, options, known, rng, on_info)]
+    elif options.subsample is not None and has_enough_rows(survey, em.family, k):
+        states = [fit_on_sample(em, survey, options, known, rng, on_info)]
     else:
         states, used = starts(reader, em, survey, options, known, rng)
         n_passes += used

@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 
 from daskgmm.data.blocks import Block, of_numpy
-from daskgmm.data.checks import Beside
-from daskgmm.em.estep import soft_moments, start_statistics
+from daskgmm.data.checks import RowAnnotations
+from daskgmm.em.estep import moments_from_responsibilities, stats_from_responsibilities
 from daskgmm.em.labelled import Known, nothing, shifted
 from daskgmm.em.layout import Precision
 from daskgmm.em.loop import EM, EMState, look_again
@@ -25,7 +25,7 @@ from daskgmm.passes.graph import total
 from daskgmm.passes.reader import Labelled, Reader, encode_pieces
 
 
-def known_sums(reader: Reader, survey: Survey, em: EM, k: int) -> tuple[Known, int]:
+def sum_labelled(reader: Reader, survey: Survey, em: EM, k: int) -> tuple[Known, int]:
     """The sums over the rows whose component is known, and the passes over all of the data that they took.
 
     Raises
@@ -42,10 +42,10 @@ def known_sums(reader: Reader, survey: Survey, em: EM, k: int) -> tuple[Known, i
         n_passes += 1
         return [total(rows, partial(_known, encoding=encoding, blank=blank))[0] for blank in blanks]
 
-    blank = em.family.blank(k, em.frame)
+    blank = em.family.zero_components(k, em.frame)
     (blank,), (stats,) = look_again([blank], one_pass([blank]), one_pass)
     empty, others = np.flatnonzero(stats.moments[:, 0] == 0), survey.n - stats.n
-    if len(empty) > others and em.family.reseeds:
+    if len(empty) > others and em.family.restarts_empty_components:
         raise ValueError(
             f"no row is labelled {empty[0]}, and {others} rows without a label are left for {len(empty)} such "
             "components: lower n_components, or label fewer rows"
@@ -53,7 +53,7 @@ def known_sums(reader: Reader, survey: Survey, em: EM, k: int) -> tuple[Known, i
     return Known(stats.n, stats.moments, blank, others == 0), 0 if survey.complete else n_passes
 
 
-def known_start(
+def start_from_labels(
     reader: Reader, survey: Survey, em: EM, known: Known, options: Options, given: Start, rng: np.random.RandomState
 ) -> tuple[EMState, int]:
     """A state to start from, and the passes.
@@ -62,33 +62,35 @@ def known_start(
     component from a round one. Else these belong to the nearest centre, or at random.
     """
     counts, d = known.moments[:, 0], survey.sample.shape[1]
-    enough = options.init_params != "random" and (counts > em.family.n_parameters(1, d)).all()
-    if known.alone or enough:
+    has_enough_rows = options.init_params != "random" and (counts > em.family.n_parameters(1, d)).all()
+    if known.alone or has_enough_rows:
         moments = known.moments + (0 if known.alone else _typical(survey, em, known))
         return EMState(given.replace_in(em.family.maximize(known.blank, moments), em.frame)), 0
     found = None if options.init_params == "random" else _centres(survey, em, known, options, rng)
     rows = replace(_labelled(reader, survey), unlabelled=True)
-    parameters, n_passes = start(rows, em.family, em.family.blank(options.n_components, em.frame), found, rng, known)
+    parameters, n_passes = start(
+        rows, em.family, em.family.zero_components(options.n_components, em.frame), found, rng, known
+    )
     return EMState(given.replace_in(parameters, em.frame)), 0 if survey.complete else n_passes
 
 
 def _typical(survey: Survey, em: EM, known: Known) -> Array:
     """Moments of a row as sampled rows are on average, for each component: with one such, all rows are possible."""
     share = survey.sample_weight[None] / survey.sample_weight.sum()
-    blank = em.family.blank(1, em.frame)
-    moments = soft_moments(em.frame.apply(survey.sample), share, blank)
+    blank = em.family.zero_components(1, em.frame)
+    moments = moments_from_responsibilities(em.frame.apply(survey.sample), share, blank)
     return shifted(np.repeat(moments, len(known.moments), axis=0), -known.blank.centres, blank.products)
 
 
 def _known(block: Block, pieces: Iterator[Labelled], encoding: FeatureEncoding, blank: Components) -> tuple[Stats, ...]:
-    return known_statistics(pieces, encoding, blank)
+    return labelled_stats(pieces, encoding, blank)
 
 
 def _labelled(reader: Reader, survey: Survey) -> Reader:
     """All of the rows: in memory, where these are there."""
     if not survey.complete:
         return reader
-    beside = Beside(survey.sample_weight, survey.sample_labels)
+    beside = RowAnnotations(survey.sample_weight, survey.sample_labels)
     return Reader(of_numpy([survey.sample], survey.sample.shape[:1], survey.sample.shape[1], beside))
 
 
@@ -105,14 +107,16 @@ def _centres(survey: Survey, em: EM, known: Known, options: Options, rng: np.ran
     return found
 
 
-def known_statistics(pieces: Iterable[Labelled], encoding: FeatureEncoding, blank: Components) -> tuple[Stats, ...]:
+def labelled_stats(pieces: Iterable[Labelled], encoding: FeatureEncoding, blank: Components) -> tuple[Stats, ...]:
     """Moments of the rows with a label, each in its component."""
     total = nothing(blank)
     for x, (weights, labels) in pieces:
         for label in np.unique(labels[labels >= 0]).astype(np.intp):
             at = labels == label
             rows = [(x[at], None if weights is None else weights[at])]
-            (stats,) = start_statistics(encode_pieces(rows, encoding), blank.take(np.array([label])), _certain)
+            (stats,) = stats_from_responsibilities(
+                encode_pieces(rows, encoding), blank.take(np.array([label])), _certain
+            )
             total.moments[label] += stats.moments[0]
             total = replace(total, n=total.n + stats.n)
     return (total,)

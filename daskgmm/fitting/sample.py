@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from daskgmm.data.blocks import Samples, of_numpy
-from daskgmm.data.checks import Beside
+from daskgmm.data.checks import RowAnnotations
 from daskgmm.em.info import Info
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.split_merge import moves
@@ -58,7 +58,7 @@ def starts(
     return states, n_passes + (0 if survey.complete else used)
 
 
-def climb(
+def fit_on_sample(
     em: EM, survey: Survey, options: Options, known: Start, rng: np.random.RandomState, on_info: Callable[[Info], None]
 ) -> EMState:
     """The best of all starts: all on few rows, the best few on more, then moves."""
@@ -67,7 +67,7 @@ def climb(
     if survey.complete:
         em = replace(em, tol=float(np.clip(em.tol, *_FINE)))
         options = replace(options, n_init=max(options.n_init, _STARTS))
-    sizes = rungs(survey.n, len(survey.sample), options.n_components, n_parameters)
+    sizes = sample_sizes(survey.n, len(survey.sample), options.n_components, n_parameters)
     # All rows stay in their order, so that a seed starts where it does without a sample.
     order = np.arange(survey.n) if sizes == [survey.n] else rng.permutation(len(survey.sample))
     states: list[EMState] = []
@@ -123,7 +123,11 @@ def _moved(
                 (moved,) = em.run([candidate], one_pass, on_info)
             except ValueError:  # collapsed: the state has not
                 continue
-            if part.complete and not em.family.bounded and rows_of_least(moved) < min(fewest, rows_of_least(state)):
+            if (
+                part.complete
+                and not em.family.likelihood_is_bounded
+                and rows_of_least(moved) < min(fewest, rows_of_least(state))
+            ):
                 continue
             after = log_densities(moved.parameters)
             gains = after - before
@@ -152,7 +156,7 @@ def _candidates(
         yield from sorted(states, key=lambda state: state.lower_bound, reverse=True)[:_TRIES]
 
 
-def rungs(n: int, n_sampled: int, k: int, n_parameters: int) -> list[int]:
+def sample_sizes(n: int, n_sampled: int, k: int, n_parameters: int) -> list[int]:
     """Rows of the growing parts of the sample; the largest is small beside the data, or all that there is."""
     largest = n if n_sampled == n else min(n_sampled, max(n // _LARGEST, _ROWS_PER_COMPONENT * k))
     least = max(_ROWS_PER_COMPONENT * k, min(_ROWS_PER_PARAMETER * n_parameters, largest // _GROWTH))
@@ -162,19 +166,21 @@ def rungs(n: int, n_sampled: int, k: int, n_parameters: int) -> list[int]:
     return sizes
 
 
-def enough(survey: Survey, family: Family, k: int) -> bool:
+def has_enough_rows(survey: Survey, family: Family, k: int) -> bool:
     """Are there so many rows that a likelier mixture is a better one, and not one of components on next to no rows?
 
     Where there is a likeliest mixture there always are. Two components have no moves.
     """
     n_parameters = family.n_parameters(k, survey.sample.shape[1])
     least = min(_ROWS_PER_COMPONENT * k, _ROWS_PER_PARAMETER * n_parameters)
-    return not survey.complete or (k > 2 and (family.bounded or survey.n >= least))
+    return not survey.complete or (k > 2 and (family.likelihood_is_bounded or survey.n >= least))
 
 
 def _in_memory(survey: Survey) -> Samples:
     """The survey's sample as samples."""
-    return of_numpy([survey.sample], survey.sample.shape[:1], survey.sample.shape[1], Beside(survey.sample_weight))
+    return of_numpy(
+        [survey.sample], survey.sample.shape[:1], survey.sample.shape[1], RowAnnotations(survey.sample_weight)
+    )
 
 
 def _starts(
@@ -193,7 +199,7 @@ def _starts(
     for _ in range(options.n_init):
         found = None if method == "random" else centres(method, rows, weights, k, rng)
         try:
-            parameters, used = start(seeded, em.family, em.family.blank(k, em.frame), found, rng)
+            parameters, used = start(seeded, em.family, em.family.zero_components(k, em.frame), found, rng)
         except ValueError as failure:
             failures.append(failure)
         else:

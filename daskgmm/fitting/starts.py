@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from threadpoolctl import ThreadpoolController
 
 from daskgmm.data.blocks import Block
-from daskgmm.em.estep import Rows, framed, start_statistics
+from daskgmm.em.estep import Rows, framed, stats_from_responsibilities
 from daskgmm.em.labelled import Known
 from daskgmm.em.layout import Precision
 from daskgmm.em.loop import look_again
@@ -206,7 +206,7 @@ def _start(
         return np.eye(k)[:, np.argmin(cdist(found, blank.frame.standardized(z).T, "sqeuclidean"), axis=0)]
 
     respond: Callable[[Array], Array] = at_random if found is None else nearest
-    return start_statistics(pieces, blank, respond)
+    return stats_from_responsibilities(pieces, blank, respond)
 
 
 def _far_rows(

@@ -18,7 +18,7 @@ except ImportError as error:
     ) from error
 
 from daskgmm import stages
-from daskgmm.stages import Place, Result, Word
+from daskgmm.stages import Place, ProgressEvent, Result
 
 
 class Cancelled(KeyboardInterrupt):
@@ -86,7 +86,7 @@ class StageOperator(BaseOperator):
         if self._running:
             raise Cancelled("the task is cancelled: what runs on Dask ends, and another attempt goes on from here")
 
-    def tell(self, word: Word) -> None:
+    def tell(self, word: ProgressEvent) -> None:
         self.log.info(word.text)
 
 

@@ -23,7 +23,7 @@ except ImportError as error:
     raise ImportError("daskgmm.integrations.prefect needs Prefect 3: pip install 'daskgmm[prefect]'") from error
 
 from daskgmm import stages
-from daskgmm.stages import Place, Result, Word
+from daskgmm.stages import Place, ProgressEvent, Result
 from daskgmm.urls import presentable
 
 _INTERVAL = 2.0  # seconds between two updates of an artifact, each of which is a request
@@ -128,14 +128,14 @@ class _Said:
         self._key, self._log, self._last = f"daskgmm-{stage}", get_run_logger(), 0.0
         self._progress = create_progress_artifact(0.0, key=f"{self._key}-progress", description="starting")
 
-    def __call__(self, word: Word) -> None:
+    def __call__(self, word: ProgressEvent) -> None:
         self._log.info(word.text)
         if time.monotonic() > self._last + _INTERVAL:
             self._update(word)
 
     def at_last(self, store: str, result: Result) -> dict[str, Any]:
         """The task's result, which the artifacts report."""
-        self._update(Word("done", 1.0))
+        self._update(ProgressEvent("done", 1.0))
         rows = [f"| {name} | {value} |" for name, value in result.metrics.items()]
         title = f"## {self._key}\n\n`{presentable(store)}` → `{presentable(result.output)}`\n"
         create_markdown_artifact("\n".join([title, "| | |", "|---|---|", *rows]), key=f"{self._key}-report")
@@ -143,7 +143,7 @@ class _Said:
             create_table_artifact(result.table, key=f"{self._key}-table")
         return result.message()
 
-    def _update(self, word: Word) -> None:
+    def _update(self, word: ProgressEvent) -> None:
         self._last = time.monotonic()
         try:
             update_progress_artifact(self._progress, progress=100 * word.share, description=word.text)

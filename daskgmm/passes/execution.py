@@ -68,13 +68,13 @@ def compute(reader: Reader, build: Callable[[], Graph]) -> Any:
 
 
 @contextlib.contextmanager
-def settled() -> Iterator[None]:
+def pinned_client() -> Iterator[None]:
     """Stay with the client of now: where it was lost, the threads of this process would take over without a word.
 
     All passes are of one span: Dask opens one for each that has none, and workers keep the times of every span.
     """
     with contextlib.ExitStack() as stack:
-        stack.callback(_settled.reset, _settled.set(cluster := _active()))
+        stack.callback(_pinned.reset, _pinned.set(cluster := _active()))
         if cluster is not None:
             from distributed import span
 
@@ -121,7 +121,7 @@ def _get(reader: Reader) -> Callable[[dict[Any, Any], Any], Any]:
 
 
 def _active() -> Cluster | None:
-    if (cluster := _settled.get()) is not None:
+    if (cluster := _pinned.get()) is not None:
         return cluster
     if "distributed" not in sys.modules:
         return None
@@ -145,7 +145,7 @@ def _aside() -> Iterator[None]:
         rejoin()
 
 
-_settled: ContextVar[Cluster | None] = ContextVar("_settled", default=None)
+_pinned: ContextVar[Cluster | None] = ContextVar("_pinned", default=None)
 
 
 _TRIES = 10  # of a graph

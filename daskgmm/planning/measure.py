@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from daskgmm.data.blocks import BLOCK_VALUES, Block, Samples, of_numpy, region_size
-from daskgmm.em.estep import block_stats, completed, statistics
+from daskgmm.em.estep import block_stats, block_stats_of_models, completed
 from daskgmm.em.layout import DOUBLE, SINGLE, Precision, prepare
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
@@ -77,7 +77,7 @@ def calibrate(
         kinds = [prepare([components], kind, pool=False) for kind in (_most(components), DOUBLE)]
         for prepared in kinds * 2:  # the first call loads compiled code
             _, seconds = _timed(block_stats, few, prepared)
-        (stats,) = statistics(few, [components])
+        (stats,) = block_stats_of_models(few, [components])
         rows = max(_FEW, int(_n(few) / seconds * budget / _TRIALS / len(kinds)))
         _, maximize = _timed(_maximize, family, components, stats)
         _, combine = _timed(_combine, [pickle.dumps(stats)] * _FAN_IN)
@@ -99,7 +99,7 @@ def calibrate(
 
 def _most(components: Components) -> Precision:
     """The precision of most passes."""
-    return SINGLE if components.coarse else DOUBLE
+    return SINGLE if components.float32_suffices else DOUBLE
 
 
 def _typical(
@@ -128,7 +128,7 @@ def _typical(
     frame = family.frame(rows, survey.low, survey.high)
     rows = rng.permutation(rows)[: max(10_000, _ROWS_A_PARAMETER * k * rows.shape[1])]
     seeded = Reader(of_numpy([rows], rows.shape[:1], rows.shape[1]))
-    one, _ = start(seeded, family, family.blank(1, frame), None, rng)
+    one, _ = start(seeded, family, family.zero_components(1, frame), None, rng)
     narrower = k ** (1 / rows.shape[1])
     parameters = replace(
         one,
@@ -141,7 +141,7 @@ def _typical(
         em = EM(family, frame, rows - frame.shift, 0, _STEPS, accelerate=False)
         with suppress(ValueError):  # a component without rows: the start has to do
             parameters = em.run([EMState(parameters)], EMPass(seeded), lambda info: None)[0].parameters
-    tight = family.components(parameters, frame).tight
+    tight = family.components(parameters, frame).ill_conditioned
     if tight.any() and not tight.all():  # of few rows yet: as wide as the largest of the others
         largest = int(np.argmax(np.where(tight, 0, parameters.weights)))
         for values in (parameters.covariances, parameters.factors):

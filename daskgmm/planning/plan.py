@@ -45,7 +45,7 @@ class Work:
         k, d = components.means.shape
         samples = joined(samples)
         sums = list(_tree(len(samples.blocks)))
-        p = 1 + d + (0 if components.lean else len(components.products[0]))
+        p = 1 + d + (0 if components.shares_quadratic else len(components.products[0]))
         return Work(
             rows=samples.n,
             features=d,
@@ -175,9 +175,9 @@ def flops_a_row(components: Components) -> int:
     A component that is treated about its own mean takes 4 d² instead; with diagonal covariances, read d for d².
     """
     k, d = components.means.shape
-    own = int(components.direct.sum())
+    own = int(components.uses_distances.sum())
     square = int(components.factors[0].size)  # d², or d
-    q = 0 if components.lean or own == k else len(components.products[0])
+    q = 0 if components.shares_quadratic or own == k else len(components.products[0])
     return 2 * square + q + 4 * (k - own) * (1 + d + q) + 4 * own * square
 
 

@@ -13,7 +13,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from daskgmm.data.blocks import Block, Samples, Source, regular_blocks
-from daskgmm.data.retry import cause, retried, settle, unwritten
+from daskgmm.data.retry import cause, flush_to_disk, retried, unwritten
 from daskgmm.em.estep import compile_prediction
 from daskgmm.families.base import Components
 from daskgmm.families.encoding import PLAIN, FeatureEncoding
@@ -160,7 +160,7 @@ def _put(path: str, block: Block, result: Any) -> None:
     array[block.region] = result
     if isinstance(array.store, LocalStore):
         at = [s.start // extent for s, extent in zip(block.region, array.chunks, strict=False)]
-        settle(array.store.root / array.metadata.encode_chunk_key((*at, *[0] * (array.ndim - len(at)))))
+        flush_to_disk(array.store.root / array.metadata.encode_chunk_key((*at, *[0] * (array.ndim - len(at)))))
 
 
 def _stored(output: Output) -> type:

@@ -18,7 +18,7 @@ from daskgmm.estimators.mixture import load
 from daskgmm.reporting import figures
 from daskgmm.reporting.figures import HELD, SIZE
 from daskgmm.reporting.grid import NO_GRID, Grid, grid_of
-from daskgmm.reporting.seen import Seen, place, see
+from daskgmm.reporting.seen import DataSummary, place, see
 from daskgmm.reporting.svg import literal, svg
 from daskgmm.storage import models
 from daskgmm.urls import presentable
@@ -46,7 +46,7 @@ class Drawn:
 class Looked:
     """What a pass over the data found, and in how many seconds."""
 
-    seen: Seen
+    seen: DataSummary
     seconds: float
 
 
@@ -162,7 +162,7 @@ def columns(ds: Any, names: list[str], units: list[str]) -> list[str]:
     return [_with(name, unit) for name, unit in zip(names, units, strict=True)][:_FEATURES]
 
 
-def components(gm: Any, ds: Any, seen: Seen | None) -> list[dict[str, Any]]:
+def components(gm: Any, ds: Any, seen: DataSummary | None) -> list[dict[str, Any]]:
     """A row each, the heaviest first."""
     spread = None
     if hasattr(gm, "covariances_"):
@@ -187,7 +187,7 @@ def components(gm: Any, ds: Any, seen: Seen | None) -> list[dict[str, Any]]:
     return found
 
 
-def worst(samples: Samples, seen: Seen) -> list[dict[str, Any]]:
+def worst(samples: Samples, seen: DataSummary) -> list[dict[str, Any]]:
     """The rows of the lowest densities, and where they stand."""
     of = seen.worst
     return [
@@ -225,7 +225,7 @@ def _convergence(gm: Any) -> Markup:
     return svg(plotting.plot_convergence(gm), "convergence", SIZE[0], 4.2)
 
 
-def _densities(gm: Any, grid: Grid, seen: Seen | None, names: list[str], units: list[str]) -> list[Drawn]:
+def _densities(gm: Any, grid: Grid, seen: DataSummary | None, names: list[str], units: list[str]) -> list[Drawn]:
     labels = [literal(clean(_with(name, unit), _LABEL)) for name, unit in zip(names, units, strict=True)]
     covariances = gm._parameters().covariances
     found = []
@@ -255,14 +255,14 @@ def _densities(gm: Any, grid: Grid, seen: Seen | None, names: list[str], units: 
     return found
 
 
-def _inside(grid: Grid, seen: Seen | None) -> float | None:
+def _inside(grid: Grid, seen: DataSummary | None) -> float | None:
     """The least share of the rows that one of the histograms of a feature holds."""
     if seen is None or not grid.features or not seen.n:
         return None
     return float(seen.marginals.sum(axis=1).min() / seen.n)
 
 
-def _doubtful(seen: Seen) -> dict[str, float]:
+def _doubtful(seen: DataSummary) -> dict[str, float]:
     """Shares of the rows whose component is not sure."""
     of = seen.uncertainty.sum(axis=0) / max(seen.n, 1)
     return {"10 %": float(of[5:].sum()), "50 %": float(of[25:].sum())}

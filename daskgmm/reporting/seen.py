@@ -46,7 +46,7 @@ class Worst:
 
 
 @dataclass(frozen=True)
-class Seen:
+class DataSummary:
     """What some rows show. ``Seen(rows A) + Seen(rows B) == Seen(A and B)``, sums to rounding and the rest exactly."""
 
     n: int  # rows without missing values
@@ -58,8 +58,8 @@ class Seen:
     doubt: Array  # (k,)  Σ 1 - max γ of the rows of each component
     worst: Worst
 
-    def __add__(self, other: Seen) -> Seen:
-        return Seen(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
+    def __add__(self, other: DataSummary) -> DataSummary:
+        return DataSummary(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
 
     @property
     def counts(self) -> Counts:
@@ -67,7 +67,9 @@ class Seen:
         return self.uncertainty.sum(axis=1)
 
 
-def see(samples: Samples, model: Components, grid: Grid, missing: str, encoding: FeatureEncoding = PLAIN) -> Seen:
+def see(
+    samples: Samples, model: Components, grid: Grid, missing: str, encoding: FeatureEncoding = PLAIN
+) -> DataSummary:
     """Look at all samples under a model, in one pass.
 
     Parameters
@@ -92,7 +94,7 @@ def see(samples: Samples, model: Components, grid: Grid, missing: str, encoding:
     compile_prediction(model)
     predict = block_kernel(samples, model, (LABELS, LOG_DENSITY, LOG_CERTAINTY), missing, encoding)
     kernel = partial(_see, predict=predict, grid=grid, shape=samples.shape, k=len(model.means))
-    found: Seen = total(Reader(samples), kernel)[0]
+    found: DataSummary = total(Reader(samples), kernel)[0]
     if found.n == 0:
         raise ValueError("no sample without missing values: there is nothing to report of these data")
     return found
@@ -105,7 +107,7 @@ def place(samples: Samples, index: int) -> str:
 
 def _see(
     block: Block, pieces: Iterator[Rows], predict: Kernel, grid: Grid, shape: tuple[int, ...], k: int
-) -> tuple[Seen]:
+) -> tuple[DataSummary]:
     found = []
     for region, (x, _) in zip(block.regions, pieces, strict=True):
         labels, log_density, log_certainty = predict(replace(block, regions=(region,)), iter([(x, None)]))
@@ -122,7 +124,7 @@ def _of_rows(
     region: Region,
     shape: tuple[int, ...],
     k: int,
-) -> Seen:
+) -> DataSummary:
     there = labels >= 0
     # Of a row so far off that its distances overflow, nothing is a number: no component explains it at all.
     log_density = np.where(np.isnan(log_density), -np.inf, log_density)
@@ -130,7 +132,7 @@ def _of_rows(
     n_bins = grid.edges.shape[1] - 1
     bins = [_binned(x[there, i], edges) for i, edges in zip(grid.features, grid.edges, strict=True)]
     doubts = len(UNCERTAINTIES) - 1
-    return Seen(
+    return DataSummary(
         int(there.sum()),
         int((~there).sum()),
         float(log_density[there].sum()),

@@ -22,7 +22,7 @@ import xarray as xr
 from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import MemoryStore
 
-from daskgmm.data.retry import cause, retried, settle, unread, unwritten
+from daskgmm.data.retry import cause, flush_to_disk, retried, unread, unwritten
 from daskgmm.urls import presentable
 
 _MANIFEST = "daskgmm.json"
@@ -99,13 +99,13 @@ class Target:
         partial = f"{name}.{uuid.uuid4().hex}.partial"
         try:
             self.fs.pipe_file(partial, data)
-            settle(partial)
+            flush_to_disk(partial)
             os.replace(partial, name)
         except Exception:
             with suppress(OSError):
                 os.remove(partial)
             raise
-        settle(folder)
+        flush_to_disk(folder)
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove objects, and directories that held nothing else: one would be in the way of a chunk of its name."""

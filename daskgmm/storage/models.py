@@ -22,7 +22,7 @@ from daskgmm.data.retry import cause, reason
 from daskgmm.data.zarr import open_store, store_at
 from daskgmm.families.prior import Prior
 from daskgmm.storage.groups import ATTRIBUTE, METADATA, plain_names, write_group
-from daskgmm.storage.safe_read import Unread, arrays, fetched, parsed
+from daskgmm.storage.safe_read import StoreUnavailable, arrays, fetched, parsed
 from daskgmm.urls import presentable
 
 SCHEMA = 2  # from 2 on with a checksum
@@ -47,9 +47,9 @@ def to_dataset(model: Any) -> xr.Dataset:
         "n_passes": int(model.n_passes_),
         "n_samples": int(model.n_samples_),
         "lower_bound": float(model.lower_bound_),
-        **model._learned(),
+        **model._extra_state(),
     }
-    variables = {name: (dims, np.asarray(getattr(model, f"{name}_"))) for name, dims in model._saved().items()}
+    variables = {name: (dims, np.asarray(getattr(model, f"{name}_"))) for name, dims in model._state_dims().items()}
     ds = xr.Dataset(
         {
             "weights": ("component", model.weights_, {"long_name": "mixing weight"}),
@@ -132,7 +132,7 @@ def restore(model: Any, ds: xr.Dataset) -> None:
         if ds["units"].dims != ("feature",):
             raise ValueError(f"units has dimensions {ds['units'].dims}, not ('feature',)")
         model.feature_units_in_ = np.array([str(units) for units in ds["units"].values], dtype=object)
-    for name, dims in {"weights": ("component",), **model._saved()}.items():
+    for name, dims in {"weights": ("component",), **model._state_dims()}.items():
         variable = ds.variables[name]
         values = variable.values
         kind = "i" if name == "n_components_effective" else "f"
@@ -145,7 +145,7 @@ def restore(model: Any, ds: xr.Dataset) -> None:
     if (weights < 0).any() or not np.isclose(weights.sum(), 1, rtol=0, atol=1e-6):
         raise ValueError(f"the weights, which add up to {weights.sum():g}, are not those of a mixture")
     model.lower_bounds_ = ds["lower_bounds"].values.astype(np.float64).tolist()
-    fit, kinds = parsed(ds.attrs["fit"]), {**_FIT, **dict.fromkeys(model._learned_names(), list)}
+    fit, kinds = parsed(ds.attrs["fit"]), {**_FIT, **dict.fromkeys(model._extra_state_names(), list)}
     if fit.keys() != kinds.keys():
         raise ValueError(
             f"of what the fit found, {', '.join(sorted(fit.keys() ^ kinds.keys()))} is too much or missing"
@@ -179,7 +179,7 @@ def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
         (document,) = fetched(store, [METADATA])
         attributes = {} if document is None else parsed(document)["attributes"]
         manifest = parsed(attributes.pop(ATTRIBUTE))
-    except Unread:
+    except StoreUnavailable:
         raise
     except Exception:  # there is nothing, which says why; or something else
         open_store(path)
@@ -205,7 +205,7 @@ def valid(name: str) -> Iterator[None]:
     """Whatever else is raised within, a model's file is to blame."""
     try:
         yield
-    except Unread:
+    except StoreUnavailable:
         raise
     except Exception as error:
         raise ValueError(

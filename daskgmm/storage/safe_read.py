@@ -35,12 +35,12 @@ _NUMBERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 1
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
-class Unread(OSError):
+class StoreUnavailable(OSError):
     """A store cannot be read, which says nothing of what is in it."""
 
 
 @dataclass(frozen=True)
-class Plain:
+class LoadedArray:
     """An array with its names."""
 
     dims: tuple[str, ...]
@@ -157,13 +157,13 @@ def fetched(store: Store, keys: Iterable[str], most: int = _DOCUMENT) -> list[by
     except (MemoryError, *PERMANENT):
         raise
     except Exception as error:
-        raise Unread(f"cannot read {keys[0]!r} of {presentable(store)} ({reason(error)}): try it again") from cause(
-            error
-        )
+        raise StoreUnavailable(
+            f"cannot read {keys[0]!r} of {presentable(store)} ({reason(error)}): try it again"
+        ) from cause(error)
     return [None if value is None else value.to_bytes() for value in found]
 
 
-def arrays(store: Store, names: Iterable[str]) -> dict[str, Plain]:
+def arrays(store: Store, names: Iterable[str]) -> dict[str, LoadedArray]:
     """Arrays of a group, all of them in memory.
 
     Raises
@@ -182,7 +182,7 @@ def arrays(store: Store, names: Iterable[str]) -> dict[str, Plain]:
     left, found = iter(chunks), {}
     for layout, some in zip(layouts, places, strict=True):
         values = _filled(layout, [(place, next(left)) for place in some.values()])
-        found[layout.name] = Plain(layout.dims, values, layout.attrs)
+        found[layout.name] = LoadedArray(layout.dims, values, layout.attrs)
     return found
 
 

@@ -38,7 +38,7 @@ GaussianMixture(
     callbacks=[lambda info: (home / "passes").touch()],
 ).fit(home / "rows.zarr")
 """
-ALONE = """
+NO_ANNOTATIONS = """
 alone = GaussianMixture(n_components=3, random_state=0).fit(home / "rows.zarr")  # on the threads of the kernel
 alone.save(home / "alone.zarr")
 alone.predict(home / "rows.zarr").to_zarr(home / "alone-labels.zarr")
@@ -233,7 +233,7 @@ def main(folder: Path) -> None:
                 run(kernel, code)
             nobody_else(url, run(kernel, "print(cluster.name)").strip(), owner, other)
             interrupted(kernel, folder / USER)
-            run(kernel, last + ALONE)
+            run(kernel, last + NO_ANNOTATIONS)
         requests.delete(f"{url}/hub/api/users/{USER}/server", headers=headers, timeout=60).raise_for_status()
     found = same_alone(folder / USER)
     print(

@@ -74,7 +74,11 @@ def counted(k: int) -> Iterator[list[float]]:
         for where, name, rows in (
             (sample, "moves", lambda em, parameters, rows, *_: 2 * len(rows)),  # an E-step; moments, twice
             (sample, "predict", lambda samples, model, output, missing: samples.n),
-            (split_merge, "statistics", lambda pieces, models, dtypes: len(models) * 2 / k * len(pieces[0][0])),
+            (
+                split_merge,
+                "block_stats_of_models",
+                lambda pieces, models, dtypes: len(models) * 2 / k * len(pieces[0][0]),
+            ),
         ):
             stack.enter_context(patch.object(where, name, count(getattr(where, name), rows)))
         yield visited

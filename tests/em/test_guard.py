@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from daskgmm import BernoulliMixture, GaussianMixture
-from daskgmm.em.estep import completed, statistics
+from daskgmm.em.estep import block_stats_of_models, completed
 from daskgmm.em.layout import SINGLE
 from daskgmm.em.loop import EM, EMState, run
 from daskgmm.em.monotone import fallen
@@ -36,7 +36,7 @@ def _rows() -> Array:
 
 def _em(x: Array, name: str, reg_covar: float = 0.0, prior: bool = False, **options: Any) -> EM:
     family = Gaussian(MODELS[name], reg_covar, Prior() if prior else None)
-    family = family.informed(x, np.ones(len(x)), x.min(axis=0), x.max(axis=0), 3)
+    family = family.with_data(x, np.ones(len(x)), x.min(axis=0), x.max(axis=0), 3)
     frame = family.frame(x, x.min(axis=0), x.max(axis=0))
     return EM(family, frame, x - frame.shift, **{"tol": 0.0, "max_iter": 12} | options)
 
@@ -53,7 +53,9 @@ def _passes(x: Array, wrong: int | None = None) -> Any:
 
     def one_pass(models: Sequence[Any], dtypes: Any) -> list[Stats]:
         nonlocal made
-        found = [completed(s, m) for s, m in zip(statistics([(x, None)], models, dtypes), models, strict=True)]
+        found = [
+            completed(s, m) for s, m in zip(block_stats_of_models([(x, None)], models, dtypes), models, strict=True)
+        ]
         made += bool(models)
         if made == wrong:
             moments = found[0].moments.copy()
@@ -121,11 +123,11 @@ def test_reg_covar_may_lower_the_likelihood_by_what_the_family_says(name: str, r
             if before.exactness.stepped:
                 falls.append(before.lower_bound - state.lower_bound)
                 costs.append(cost / stats.weight)
-            cost = em.family.cost(before.parameters, state.parameters, stats.moments[:, 0], em.frame)
+            cost = em.family.max_decrease(before.parameters, state.parameters, stats.moments[:, 0], em.frame)
     assert max(falls) > 1e-6 or reg_covar < 1 or prior or em.family.model.pooled
     assert (np.array(falls) <= np.array(costs) + 1e-12).all()
     exact = replace(em.family, reg_covar=0.0)
-    assert exact.cost(before.parameters, state.parameters, stats.moments[:, 0], em.frame) < 1e-10 * len(x)
+    assert exact.max_decrease(before.parameters, state.parameters, stats.moments[:, 0], em.frame) < 1e-10 * len(x)
 
 
 def test_the_first_pass_is_not_compared_with_the_fit_before() -> None:

@@ -16,14 +16,20 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 
 from daskgmm import GaussianMixture
-from daskgmm.em.estep import completed, log_densities, log_joint_of, soft_moments, statistics
+from daskgmm.em.estep import (
+    block_stats_of_models,
+    completed,
+    log_densities,
+    log_joint_of,
+    moments_from_responsibilities,
+)
 from daskgmm.em.kernel import exp, expected_sums, soften
 from daskgmm.em.loop import remaining
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.fitting.em_pass import EMPass
-from daskgmm.fitting.sample import rungs
+from daskgmm.fitting.sample import sample_sizes
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as passes call it
 Array = npt.NDArray[np.float64]
@@ -127,7 +133,7 @@ def test_statistics_are_numpy_s(model: CovarianceModel, d: int, k: int, dtype: n
     y = np.einsum("kij,kin->kjn", factors, z[None] - components.means[:, :, None])
     log_joint = components.constants[:, None] - 0.5 * (y**2).sum(axis=1)
     resp = softmax(log_joint, axis=0)
-    (found,) = statistics([(x, None)], [components], dtype)
+    (found,) = block_stats_of_models([(x, None)], [components], dtype)
     stats = completed(found, components)
     tolerance = 1e-12 if dtype == DOUBLE else 1e-4
     assert stats.log_likelihood == pytest.approx(logsumexp(log_joint, axis=0).sum(), rel=tolerance)
@@ -160,7 +166,7 @@ def test_rows_of_one_component_or_of_many(apart: float, d: int, k: int, weight: 
     w = weight * np.linspace(0.1, 2, 3000)
     log_likelihood, moments = _reference(x, w, components, frame)
     for dtype, tolerance in ((DOUBLE, 1e-13), (SINGLE, 2e-5)):
-        (stats,) = statistics([(x, w)], [components], dtype)
+        (stats,) = block_stats_of_models([(x, w)], [components], dtype)
         assert stats.log_likelihood == pytest.approx(log_likelihood, rel=max(1e-12, tolerance))
         assert np.abs(stats.moments - moments).max() <= 20 * tolerance * np.abs(moments).max()
 
@@ -188,9 +194,11 @@ def test_what_holds_nothing_of_a_row_is_cut_off_below_what_counts(apart: float) 
     assert cut[counts] == pytest.approx(exact[counts], rel=1e-12)
     assert (cut - exact.max(axis=0))[~counts].max(initial=-np.inf) <= np.log(least)
     assert (np.abs(cut - exact) > 1e-6 * np.abs(exact)).any() == (apart == 3.0)  # else the law was not put to the test
-    (stats,) = statistics([(x, None)], [components])
+    (stats,) = block_stats_of_models([(x, None)], [components])
     resp = np.exp(below) / np.exp(below).sum(axis=0)
-    assert stats.moments == pytest.approx(soft_moments(x.T, resp, components), rel=1e-11, abs=1e-11 * n)
+    assert stats.moments == pytest.approx(
+        moments_from_responsibilities(x.T, resp, components), rel=1e-11, abs=1e-11 * n
+    )
 
 
 def test_a_tight_component_leaves_the_sums_of_the_others_as_they_were() -> None:
@@ -207,9 +215,9 @@ def test_a_tight_component_leaves_the_sums_of_the_others_as_they_were() -> None:
         means=np.vstack([means, 100 * np.ones(d)]),
         factors=np.concatenate([units, 1e9 * units[:1]]),
     )
-    assert tight.tight.tolist() == [False] * k + [True]
+    assert tight.ill_conditioned.tolist() == [False] * k + [True]
     for dtype in (DOUBLE, SINGLE):
-        (expected,), (found,) = (statistics([(x, None)], [model], dtype) for model in (without, tight))
+        (expected,), (found,) = (block_stats_of_models([(x, None)], [model], dtype) for model in (without, tight))
         assert np.array_equal(found.moments[:k], expected.moments)
 
 
@@ -222,9 +230,9 @@ def test_models_that_share_a_pass_have_the_bits_they_have_alone(
     x, frame, near = _mixture(MODELS["full"], 16, 20)
     other = replace(_mixture(MODELS["full"], 16, 7)[2], frame=frame)
     vague = replace(other, factors=0.05 * other.factors)
-    together = statistics([(x, None)], [near, vague, other])
+    together = block_stats_of_models([(x, None)], [near, vague, other])
     for found, model in zip(together, (near, vague, other), strict=True):
-        (alone,) = statistics([(x, None)], [model])
+        (alone,) = block_stats_of_models([(x, None)], [model])
         assert found.log_likelihood == alone.log_likelihood
         assert np.array_equal(found.moments, alone.moments)
 
@@ -239,7 +247,7 @@ def test_statistics_do_not_depend_on_what_blas_is_fastest_at(
     found = []
     for architecture in ("Haswell", "SkylakeX"):
         monkeypatch.setattr("daskgmm.em.layout.architectures", lambda this=architecture: {this})
-        found += statistics([(x, None)], [model])
+        found += block_stats_of_models([(x, None)], [model])
     one, other = found
     assert other.log_likelihood == pytest.approx(one.log_likelihood, rel=1e-12)
     assert np.allclose(other.moments, one.moments, rtol=1e-9, atol=1e-9 * np.abs(one.moments).max())
@@ -253,7 +261,7 @@ def test_rows_that_are_read_only_have_the_same_bits(model: CovarianceModel, dtyp
     x = x.astype(dtype)
     fixed = x.copy()
     fixed.flags.writeable = False
-    (one,), (other,) = (statistics([(rows, None)], [components]) for rows in (x, fixed))
+    (one,), (other,) = (block_stats_of_models([(rows, None)], [components]) for rows in (x, fixed))
     assert one.log_likelihood == other.log_likelihood
     assert np.array_equal(one.moments, other.moments)
 
@@ -266,11 +274,11 @@ def test_single_precision_rows_far_from_the_origin(model: CovarianceModel, d: in
     far = (x + 1000).astype(np.float32)
     there = replace(components, frame=replace(frame, shift=frame.shift + 1000))
     for dtype in (DOUBLE, SINGLE):
-        (stored,) = statistics([(far, None)], [there], dtype)
-        (converted,) = statistics([(far.astype(np.float64), None)], [there], dtype)
+        (stored,) = block_stats_of_models([(far, None)], [there], dtype)
+        (converted,) = block_stats_of_models([(far.astype(np.float64), None)], [there], dtype)
         assert np.array_equal(stored.moments, converted.moments)
         assert stored.log_likelihood == converted.log_likelihood
-    (near,) = statistics([(x, None)], [components])
+    (near,) = block_stats_of_models([(x, None)], [components])
     assert stored.log_likelihood == pytest.approx(near.log_likelihood, rel=1e-4)
 
 
@@ -289,8 +297,8 @@ def test_rows_that_do_not_count(stored: Any, d: int) -> None:
     w[5::50] = 0
     x.flags.writeable = w.flags.writeable = False
     for weights, kept in ((None, keep), (w, keep & (w > 0))):
-        (found,) = statistics([(x, weights)], [components])
-        (expected,) = statistics([(x[kept], None if weights is None else w[kept])], [components])
+        (found,) = block_stats_of_models([(x, weights)], [components])
+        (expected,) = block_stats_of_models([(x[kept], None if weights is None else w[kept])], [components])
         assert found.n == kept.sum()
         assert found.log_likelihood == pytest.approx(expected.log_likelihood, rel=1e-12)
         assert np.abs(found.moments - expected.moments).max() <= 1e-12 * np.abs(expected.moments).max()
@@ -343,7 +351,7 @@ def test_rungs_grow_fourfold_to_a_small_part_of_the_data_or_all_that_are_in_hand
     n: int, n_sampled: int, k: int, p: int
 ) -> None:
     n_sampled = min(n, n_sampled)
-    sizes = rungs(n, n_sampled, k, p)
+    sizes = sample_sizes(n, n_sampled, k, p)
     assert sizes[-1] == (n if n_sampled == n else min(n_sampled, max(n // 4, 1000 * k)))
     assert all(4 * few <= more < 4 * few + 4 for few, more in pairwise(sizes))
     assert sizes[0] >= min(sizes[-1], 1000 * k)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskgmm.em.estep import completed, log_joint_of, start_statistics
-from daskgmm.em.estep import statistics as block_statistics
+from daskgmm.em.estep import block_stats_of_models as block_statistics
+from daskgmm.em.estep import completed, log_joint_of, stats_from_responsibilities
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
 from daskgmm.families.covariance import MODELS, CovarianceModel
@@ -28,7 +28,7 @@ CODED = {name: model for name, model in MODELS.items() if name == model.code}
 every_model = pytest.mark.parametrize("model", CODED.values(), ids=list(CODED))
 
 
-def statistics(pieces: Any, models: Sequence[Any], *dtype: Any) -> list[Stats]:
+def block_stats_of_models(pieces: Any, models: Sequence[Any], *dtype: Any) -> list[Stats]:
     """As those of a pass over one block."""
     stats = block_statistics(pieces, models, *dtype)
     return [completed(s, m) for s, m in zip(stats, models, strict=True)]
@@ -62,7 +62,7 @@ def _start(model: CovarianceModel, x: Array, k: int) -> GaussianParameters:
 def _pass(
     model: CovarianceModel, parameters: GaussianParameters, frame: Frame, x: Array, w: Array | None = None
 ) -> Stats:
-    (stats,) = statistics([(x, w)], [Gaussian(model).components(parameters, frame)])
+    (stats,) = block_stats_of_models([(x, w)], [Gaussian(model).components(parameters, frame)])
     return stats
 
 
@@ -71,7 +71,7 @@ def _step(model: CovarianceModel, parameters: GaussianParameters, frame: Frame, 
     family = Gaussian(model)
     moved = parameters.moved(-frame.shift)
     components = family.components(moved, frame)
-    (stats,) = statistics([(x, None)], [components])
+    (stats,) = block_stats_of_models([(x, None)], [components])
     return family.maximize(components, stats.moments).moved(frame.shift)
 
 
@@ -123,8 +123,8 @@ def test_pieces_are_whole(model: CovarianceModel) -> None:
     x = _rows(20_000, 4, 3)
     components = Gaussian(model).components(_start(model, x, 3), Frame.identity(4))
     pieces = [(piece, None) for piece in np.array_split(x, [1, 2, 300, 300, 9000, 19_999])]
-    (stats,) = statistics(pieces, [components])
-    (whole,) = statistics([(x, None)], [components])
+    (stats,) = block_stats_of_models(pieces, [components])
+    (whole,) = block_stats_of_models([(x, None)], [components])
     _same_stats(stats, whole)
     assert stats.n == whole.n == 20_000
 
@@ -147,8 +147,8 @@ def test_models_share_a_pass(model: CovarianceModel, n: int) -> None:
     x = _rows(n, 3, 4)
     family, frame = Gaussian(model), _frame(model, x)
     components = [family.components(_start(model, x, k).moved(-frame.shift), frame) for k in (1, 2, 4)]
-    for together, alone in zip(statistics([(x, None)], components), components, strict=True):
-        _same_stats(together, statistics([(x, None)], [alone])[0])
+    for together, alone in zip(block_stats_of_models([(x, None)], components), components, strict=True):
+        _same_stats(together, block_stats_of_models([(x, None)], [alone])[0])
 
 
 # EM
@@ -166,7 +166,7 @@ def test_likelihood_never_falls(model: CovarianceModel, accelerate: bool) -> Non
     em = EM(Gaussian(model), frame, x - frame.shift, tol=0, max_iter=60, accelerate=accelerate)
     start = EMState(_start(model, x, 4).moved(-frame.shift))
     with single_blas():  # as in a fit
-        (state,) = em.run([start], lambda *models: statistics([(x, None)], *models), lambda info: None)
+        (state,) = em.run([start], lambda *models: block_stats_of_models([(x, None)], *models), lambda info: None)
     factors = np.linalg.norm(np.reshape(em.family.components(state.parameters, frame).factors, (4, -1)), axis=1)
     rounding = max(1e-13 * abs(state.lower_bound), lost(np.linalg.norm(frame.apply(x), axis=0).max() * factors.max()))
     assert np.diff(state.lower_bounds).min() >= -rounding
@@ -267,8 +267,8 @@ def test_kernels_agree(model: CovarianceModel) -> None:
     for radius in (0.0, *np.geomspace(1e2, 1e6, 9), np.inf):
         far = replace(frame, radius=radius)
         components = Gaussian(model).components(parameters, far)
-        (stats,) = statistics([(x, None)], [components])
-        tight.append(int(components.tight.sum()))
+        (stats,) = block_stats_of_models([(x, None)], [components])
+        tight.append(int(components.ill_conditioned.sum()))
         results.append((stats, Gaussian(model).maximize(components, stats.moments)))
     assert tight[0] == 0
     assert tight[-1] == 4
@@ -290,11 +290,11 @@ def test_rows_far_from_a_component_cost_it_no_digits_where_distances_are_taken()
     wide = scales[:, None, None]
     family = Gaussian(MODELS["full"])
     components = family.components(GaussianParameters(np.full(3, 1 / 3), means, unit * wide**2, unit / wide), frame)
-    assert not components.tight.any()
-    assert components.coarse
+    assert not components.ill_conditioned.any()
+    assert components.float32_suffices
     about_own = replace(components, about=components.means)
     found, single, expected = (
-        family.maximize(model, statistics([(x, None)], [model], dtype)[0].moments)
+        family.maximize(model, block_stats_of_models([(x, None)], [model], dtype)[0].moments)
         for model, dtype in (
             (components, np.dtype(np.float64)),
             (components, np.dtype(np.float32)),
@@ -314,7 +314,7 @@ def test_centres_do_not_matter(model: CovarianceModel) -> None:
     components = family.components(_start(model, x, 4).moved(-frame.shift), frame)
 
     def moments(about: Array | None) -> Array:
-        return statistics([(x, None)], [replace(components, about=about)])[0].moments
+        return block_stats_of_models([(x, None)], [replace(components, about=about)])[0].moments
 
     expected = family.maximize(components, moments(None))
     assert components.recentred(moments(None)) is None
@@ -411,8 +411,8 @@ def test_start_is_an_m_step(model: CovarianceModel, respond: str) -> None:
     first = x[:, 0] > 0
     share = {"hard": first.astype(float), "soft": 0.2 + 0.6 * first}[respond]
     resp = np.stack([share, 1 - share])
-    blank = family.blank(2, frame)
-    (stats,) = start_statistics([(x, None)], blank, lambda z: resp)
+    blank = family.zero_components(2, frame)
+    (stats,) = stats_from_responsibilities([(x, None)], blank, lambda z: resp)
     found = family.maximize(blank, stats.moments).moved(frame.shift)
     scatter = np.array([np.cov(x.T, aweights=r, bias=True) for r in resp])
     counts = resp.sum(axis=1)

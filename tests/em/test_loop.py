@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from daskgmm import GaussianMixture
-from daskgmm.em.estep import completed, statistics
+from daskgmm.em.estep import block_stats_of_models, completed
 from daskgmm.em.loop import EM, EMState, run
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.gaussian import CollapsedComponentError, Gaussian, GaussianParameters
@@ -38,7 +38,9 @@ def _start(em: EM) -> EMState:
 
 def _run(x: Array, ems: list[EM]) -> list[EMState]:
     def one_pass(models: Any, dtypes: Any) -> Any:
-        return [completed(s, m) for s, m in zip(statistics([(x, None)], models, dtypes), models, strict=True)]
+        return [
+            completed(s, m) for s, m in zip(block_stats_of_models([(x, None)], models, dtypes), models, strict=True)
+        ]
 
     with single_blas():
         return run([(em, _start(em)) for em in ems], one_pass, lambda _: None)

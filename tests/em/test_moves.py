@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 
 from daskgmm import GaussianMixture
-from daskgmm.em.estep import completed, statistics
+from daskgmm.em.estep import block_stats_of_models, completed
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.split_merge import Halves, Parts, moves
 from daskgmm.families.covariance import MODELS, CovarianceModel
@@ -35,7 +35,7 @@ def _em(model: CovarianceModel, rows: Array) -> EM:
 
 def _fit(em: EM, parameters: Any, rows: Array, weights: Array) -> EMState:
     def one_pass(models: Any, dtype: Any) -> Any:
-        return [completed(s, m) for s, m in zip(statistics([(rows, weights)], models), models, strict=True)]
+        return [completed(s, m) for s, m in zip(block_stats_of_models([(rows, weights)], models), models, strict=True)]
 
     (state,) = em.run([EMState(parameters)], one_pass, lambda _: None)
     return state

@@ -27,7 +27,7 @@ from sklearn.naive_bayes import BernoulliNB, CategoricalNB, GaussianNB
 import daskgmm
 import daskgmm.data.blocks
 from daskgmm import BayesianGaussianMixture, GaussianMixture, GaussianMixtureIC, open_samples
-from daskgmm.em.estep import completed, log_joint_of, soft_moments, statistics
+from daskgmm.em.estep import block_stats_of_models, completed, log_joint_of, moments_from_responsibilities
 from daskgmm.em.labelled import Known, shifted
 from daskgmm.em.stats import Stats
 from daskgmm.families.bernoulli import Bernoulli
@@ -36,7 +36,7 @@ from daskgmm.families.encoding import PLAIN
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.families.product import ProductParameters
-from daskgmm.fitting.labels import known_statistics
+from daskgmm.fitting.labels import labelled_stats
 from daskgmm.passes.reader import others
 
 Array = npt.NDArray[np.float64]
@@ -116,18 +116,18 @@ def _model(name: str, tight: bool) -> Any:
     covariances = family.model.estimate(WEIGHTS, scatter)
     factors = family.factorize(covariances, WEIGHTS)
     components = family.components(GaussianParameters(WEIGHTS, MEANS, covariances, factors), FRAME)
-    assert components.tight.all() == tight
+    assert components.ill_conditioned.all() == tight
     return components
 
 
 def _known(x: Array, labels: Labels, model: Any, w: Array | None = None) -> Known:
-    (stats,) = known_statistics([(x, (w, labels))], PLAIN, model)
+    (stats,) = labelled_stats([(x, (w, labels))], PLAIN, model)
     return Known(stats.n, stats.moments, model, False)
 
 
 def _stats(x: Array, labels: Labels, model: Any, w: Array | None = None) -> Stats:
     """Of rows, some of whose components are known."""
-    (stats,) = statistics(others([(x, (w, labels))]), [model])
+    (stats,) = block_stats_of_models(others([(x, (w, labels))]), [model])
     return _known(x, labels, model, w).beside(completed(stats, model), model)
 
 
@@ -146,9 +146,9 @@ def test_a_label_is_a_responsibility_of_one(name: str, tight: bool, weighted: bo
     totals = logsumexp(np.where(known, log_joint, -np.inf), axis=0)
     resp = np.where(known, np.exp(log_joint - totals), 0)
     weights = np.ones(len(x)) if w is None else w
-    expected = soft_moments(x.T, resp * weights, model)
+    expected = moments_from_responsibilities(x.T, resp * weights, model)
     found = _stats(x, labels, model, w)
-    if model.lean:  # Σφ counts for all components together
+    if model.shares_quadratic:  # Σφ counts for all components together
         first = 1 + x.shape[1]
         _close(found.moments[:, first:].sum(axis=0), expected[:, first:].sum(axis=0), 1e-10)
         expected, moments = expected[:, :first], found.moments[:, :first]

@@ -18,7 +18,7 @@ from scipy import stats
 import daskgmm
 from daskgmm import GaussianMixture, GaussianMixtureIC, Prior
 from daskgmm.cli import main
-from daskgmm.em.estep import soft_moments
+from daskgmm.em.estep import moments_from_responsibilities
 from daskgmm.families.covariance import MODELS, CovarianceModel
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
@@ -35,21 +35,21 @@ def _m_step(code: str, x: Array, resp: Array, prior: Prior | None, frame: Frame 
     """From responsibilities (k, n), about the origin."""
     frame = Frame.of_sample(x, whiten=not MODELS[code].diagonal) if frame is None else frame
     family = _family(code, x, len(resp), prior)
-    blank = family.blank(len(resp), frame)
-    return family.maximize(blank, soft_moments(frame.apply(x), resp, blank)).moved(frame.shift)
+    blank = family.zero_components(len(resp), frame)
+    return family.maximize(blank, moments_from_responsibilities(frame.apply(x), resp, blank)).moved(frame.shift)
 
 
 def _family(code: str, x: Array, k: int, prior: Prior | None) -> Gaussian:
     model = MODELS[code]
-    return Gaussian(model, prior=None if prior is None else prior.informed(model, x, np.ones(len(x)), k))
+    return Gaussian(model, prior=None if prior is None else prior.with_data(model, x, np.ones(len(x)), k))
 
 
 def _posterior(code: str, x: Array, resp: Array, prior: Prior, found: GaussianParameters) -> float:
     """What an M-step from these responsibilities maximizes."""
     family, frame = _family(code, x, len(resp), prior), Frame.identity(x.shape[1])
     components = family.components(found, frame)
-    blank = family.blank(len(resp), frame)
-    expected = float((components.theta * soft_moments(x.T, resp, blank)).sum())
+    blank = family.zero_components(len(resp), frame)
+    expected = float((components.theta * moments_from_responsibilities(x.T, resp, blank)).sum())
     return expected + family.log_prior(found, frame)
 
 
@@ -147,7 +147,7 @@ def test_the_log_density_is_that_of_scipy_but_for_a_constant(code: str, d: int) 
     square = rng.standard_normal((d, d + 2))
     scale = 1.7 if code[2] == "I" else square @ square.T
     prior = Prior(rng.standard_normal(d), shrinkage=0.3, dof=d + 2.5, scale=scale, weight_concentration=1.8)
-    family = Gaussian(MODELS[code], prior=prior.informed(MODELS[code], np.zeros((5, d)), np.ones(5), 3))
+    family = Gaussian(MODELS[code], prior=prior.with_data(MODELS[code], np.zeros((5, d)), np.ones(5), 3))
     frame = Frame(rng.standard_normal(d), np.ones(d))
     differences = []
     for seed in range(5):
@@ -209,8 +209,8 @@ def test_a_prior_that_is_worth_nothing_changes_nothing(model: CovarianceModel) -
     family = _family(model.code, x, 2, weak)
     assert family.prior is not None
     nothing = replace(family, prior=replace(family.prior, each=0.0, shared=0.0))
-    blank = family.blank(2, Frame.identity(3))
-    found = nothing.maximize(blank, soft_moments(x.T, resp, blank))
+    blank = family.zero_components(2, Frame.identity(3))
+    found = nothing.maximize(blank, moments_from_responsibilities(x.T, resp, blank))
     assert found.covariances == pytest.approx(plain.covariances, rel=1e-9)
     assert found.means == pytest.approx(plain.means, abs=1e-9)
     strong = _m_step(model.code, x, resp, Prior(mean=np.full(3, 7.0), shrinkage=1e9, weight_concentration=1e9))

@@ -18,7 +18,7 @@ from scipy.stats import bernoulli, poisson
 from sklearn.naive_bayes import BernoulliNB, CategoricalNB
 
 import daskgmm
-from daskgmm.em.estep import start_statistics, statistics
+from daskgmm.em.estep import block_stats_of_models, stats_from_responsibilities
 from daskgmm.em.loop import EM, EMState
 from daskgmm.em.stats import Stats
 from daskgmm.families import PRODUCTS
@@ -98,7 +98,9 @@ def _frame(family: Product) -> Frame:
 
 
 def _stats(family: Product, parameters: ProductParameters, x: Array, w: Array | None = None) -> Stats:
-    (stats,) = statistics(encode_pieces([(x, w)], family.encoding), [family.components(parameters, _frame(family))])
+    (stats,) = block_stats_of_models(
+        encode_pieces([(x, w)], family.encoding), [family.components(parameters, _frame(family))]
+    )
     return stats
 
 
@@ -154,7 +156,7 @@ def test_densities_are_scipy_s(case: Case, gaps: bool) -> None:
 def test_the_lower_bound_never_falls(case: Case, gaps: bool, alpha: float, accelerate: bool) -> None:
     x, _ = case.draw(700)
     x = _gaps(x) if gaps else x
-    family = replace(case.family, partial=gaps, alpha=alpha).informed(
+    family = replace(case.family, partial=gaps, alpha=alpha).with_data(
         x, np.ones(len(x)), np.nanmin(x, axis=0), np.nanmax(x, axis=0), 3
     )
     sample = family.encode(x)
@@ -162,7 +164,7 @@ def test_the_lower_bound_never_falls(case: Case, gaps: bool, alpha: float, accel
     start = ProductParameters(np.full(3, 1 / 3), 0.1 * case.means + 0.9 * case.means.mean(axis=0))
 
     def one_pass(models: Any, dtypes: Any) -> Any:
-        return statistics(encode_pieces([(x, None)], family.encoding), models, dtypes)
+        return block_stats_of_models(encode_pieces([(x, None)], family.encoding), models, dtypes)
 
     (state,) = em.run([EMState(start)], one_pass, lambda _: None)
     bounds = np.array(state.lower_bounds)
@@ -180,11 +182,14 @@ def test_extrapolated_means_do_not_reach_the_edge(case: Case, gaps: bool) -> Non
     q = case.means.shape[1]
     far = image.copy()
     far[:, 1 : 1 + q] -= 2 * image[:, 1 : 1 + q] * (np.arange(q) % 2)
-    found, own = (family.maximize(family.blank(3, _frame(family)), m).means for m in (family.inside(far, image), image))
+    found, own = (
+        family.maximize(family.zero_components(3, _frame(family)), m).means
+        for m in (family.clip_moments(far, image), image)
+    )
     assert (found > 0.05 * own).all()
     if case.name != "poisson":
         assert (found < 1).all()
-    _close(family.inside(image, image), image)
+    _close(family.clip_moments(image, image), image)
 
 
 @every_family
@@ -236,8 +241,8 @@ def test_one_hot_responsibilities_give_each_class_its_own_means(case: Case, gaps
     x, y = case.draw(300)
     x = _gaps(x) if gaps else x
     family = replace(case.family, partial=gaps)
-    blank = family.blank(3, _frame(family))
-    (stats,) = start_statistics(encode_pieces([(x, None)], family.encoding), blank, lambda z: np.eye(3)[y].T)
+    blank = family.zero_components(3, _frame(family))
+    (stats,) = stats_from_responsibilities(encode_pieces([(x, None)], family.encoding), blank, lambda z: np.eye(3)[y].T)
     found = family.maximize(blank, stats.moments)
     for k in range(3):
         alone = case.mixture(1, missing="skip" if gaps else "raise").fit(x[y == k])
@@ -274,8 +279,8 @@ def test_samples_recover_the_parameters(case: Case) -> None:
 def test_the_prior_smooths_as_naive_bayes_does(case: Case, bayes: Any, alpha: float) -> None:
     x, y = case.draw(200)
     family = replace(case.family, alpha=alpha)
-    blank = family.blank(3, _frame(family))
-    (stats,) = start_statistics(encode_pieces([(x, None)], family.encoding), blank, lambda z: np.eye(3)[y].T)
+    blank = family.zero_components(3, _frame(family))
+    (stats,) = stats_from_responsibilities(encode_pieces([(x, None)], family.encoding), blank, lambda z: np.eye(3)[y].T)
     found = family.maximize(blank, stats.moments)
     known = bayes(alpha=alpha).fit(x, y)
     logs = known.feature_log_prob_
@@ -297,11 +302,13 @@ def test_large_counts_are_summed_in_double_precision() -> None:
     x = rng.poisson(rates[rng.integers(2, size=20_000)])
     model = CASES[1].mixture(2, subsample=2000, random_state=0).fit(x)
     np.testing.assert_allclose(np.sort(model.means_, axis=0), np.sort(rates, axis=0), rtol=1e-4)
-    family = CASES[1].family.informed(x, np.ones(len(x)), x.min(axis=0), x.max(axis=0), 2)
+    family = CASES[1].family.with_data(x, np.ones(len(x)), x.min(axis=0), x.max(axis=0), 2)
     frame = family.frame(family.encode(x), x.min(axis=0), x.max(axis=0))
-    assert not family.components(ProductParameters(np.full(2, 0.5), rates), frame).coarse
+    assert not family.components(ProductParameters(np.full(2, 0.5), rates), frame).float32_suffices
     small = CASES[1].family
-    assert small.components(CASES[1].parameters, small.frame(small.encode(CASES[1].draw(9)[0]), *rates)).coarse
+    assert small.components(
+        CASES[1].parameters, small.frame(small.encode(CASES[1].draw(9)[0]), *rates)
+    ).float32_suffices
 
 
 # What holds the rows

@@ -14,7 +14,7 @@ from scipy import stats
 from scipy.special import betaln, entr, multigammaln
 from sklearn.mixture import BayesianGaussianMixture
 
-from daskgmm.em.estep import completed, soft_moments, statistics
+from daskgmm.em.estep import block_stats_of_models, completed, moments_from_responsibilities
 from daskgmm.families.covariance import MODELS
 from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import CollapsedComponentError
@@ -60,18 +60,18 @@ class _Fit:
     def of(name: str, x: Array, k: int, prior: VariationalPrior, reg: float = 0.0, framed: bool = True) -> _Fit:
         family = VariationalGaussian(MODELS[name], reg, prior)
         low, high = x.min(axis=0), x.max(axis=0)
-        family = family.informed(x, np.ones(len(x)), low, high, k)
+        family = family.with_data(x, np.ones(len(x)), low, high, k)
         return _Fit(family, family.frame(x, low, high) if framed else Frame.identity(x.shape[1]))
 
     def start(self, x: Array, resp: Array) -> VariationalParameters:
         """From responsibilities (n, k)."""
-        blank = self.family.blank(resp.shape[1], self.frame)
-        return self.family.maximize(blank, soft_moments(self.frame.apply(x), resp.T, blank))
+        blank = self.family.zero_components(resp.shape[1], self.frame)
+        return self.family.maximize(blank, moments_from_responsibilities(self.frame.apply(x), resp.T, blank))
 
     def step(self, parameters: VariationalParameters, x: Array) -> tuple[VariationalParameters, float]:
         """The next parameters, and the bound of those there are."""
         components = self.family.components(parameters, self.frame)
-        found = completed(*statistics([(x, None)], [components]), components)
+        found = completed(*block_stats_of_models([(x, None)], [components]), components)
         bound = found.log_likelihood + self.family.log_prior(parameters, self.frame)
         return self.family.maximize(components, found.moments), bound
 
@@ -85,7 +85,9 @@ class _Fit:
 
     def expected(self, parameters: VariationalParameters, x: Array, resp: Array) -> float:
         """The bound of responsibilities (n, k) and parameters about the frame's shift."""
-        moments = soft_moments(self.frame.apply(x), resp.T, self.family.blank(resp.shape[1], self.frame))
+        moments = moments_from_responsibilities(
+            self.frame.apply(x), resp.T, self.family.zero_components(resp.shape[1], self.frame)
+        )
         theta = self.family.components(parameters, self.frame).theta
         return float((theta * moments).sum() + entr(resp).sum()) + self.family.log_prior(parameters, self.frame)
 
@@ -164,7 +166,7 @@ def test_the_bound_is_that_of_scikit_learn_but_for_a_constant(name: str, process
 def test_unknown_priors_are_those_of_scikit_learn(name: str) -> None:
     x, k = _rows(), 4
     theirs = _theirs(name, k, VariationalPrior(), x, _partition(x, k), 0.0)
-    ours = VariationalPrior().informed(MODELS[name], x, np.ones(len(x)), k)
+    ours = VariationalPrior().with_data(MODELS[name], x, np.ones(len(x)), k)
     assert ours.process
     assert ours.weight_concentration == theirs.weight_concentration_prior_
     assert ours.mean_precision == theirs.mean_precision_prior_
@@ -178,8 +180,8 @@ def test_weights_of_rows_inform_the_prior(name: str) -> None:
     """A weight of two is the row twice."""
     x = _rows(40)
     times = 1 + np.arange(40) % 2
-    weighted = VariationalPrior().informed(MODELS[name], x, times.astype(float), 3)
-    repeated = VariationalPrior().informed(MODELS[name], np.repeat(x, times, axis=0), np.ones(times.sum()), 3)
+    weighted = VariationalPrior().with_data(MODELS[name], x, times.astype(float), 3)
+    repeated = VariationalPrior().with_data(MODELS[name], np.repeat(x, times, axis=0), np.ones(times.sum()), 3)
     assert weighted.mean == pytest.approx(repeated.mean, rel=1e-12)
     assert weighted.covariance == pytest.approx(repeated.covariance, rel=1e-12)
 
@@ -307,7 +309,7 @@ def test_superfluous_components_become_empty(name: str, process: bool, blobs: Ar
     found, _ = fit.steps(400, blobs, np.random.default_rng(0).dirichlet(np.ones(10), len(blobs)))
     assert fit.family.n_effective(found) == 3
     assert np.sort(found.mean_precisions) - 1 == pytest.approx([0.0] * 7 + [200.0] * 3, abs=0.1)
-    assert not fit.family.reseeds
+    assert not fit.family.restarts_empty_components
 
 
 @every_model
@@ -367,11 +369,11 @@ def test_a_collapse_says_what_to_do() -> None:
 )  # fmt: skip
 def test_a_prior_that_cannot_be_is_refused(name: str, options: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        VariationalPrior(**options).informed(MODELS[name], _rows(), np.ones(400), 3)
+        VariationalPrior(**options).with_data(MODELS[name], _rows(), np.ones(400), 3)
 
 
 def test_a_family_is_informed_once() -> None:
     x = _rows()
     family = _Fit.of("full", x, 3, VariationalPrior()).family
-    assert family.informed(x[:9], np.ones(9), x[0], x[0], 2) is family
-    assert family.bounded
+    assert family.with_data(x[:9], np.ones(9), x[0], x[0], 2) is family
+    assert family.likelihood_is_bounded

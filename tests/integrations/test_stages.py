@@ -18,7 +18,7 @@ import zarr
 import daskgmm.data.blocks
 import daskgmm.fitting.checkpoint
 from daskgmm import stages
-from daskgmm.stages import Place, Result, Word
+from daskgmm.stages import Place, ProgressEvent, Result
 from daskgmm.storage.groups import Target
 
 HERE = Place(workers=0)
@@ -47,17 +47,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def fit(store: str, folder: Path, tell: Callable[[Word], None]) -> Result:
+def fit(store: str, folder: Path, tell: Callable[[ProgressEvent], None]) -> Result:
     options: dict[str, Any] = {"n_components": 3, "subsample": 300, "tol": 0, "max_iter": 9, "accelerate": False}
     return stages.fit(store, f"{folder}/model.zarr", place=HERE, tell=tell, **options)
 
 
-def select(store: str, folder: Path, tell: Callable[[Word], None]) -> Result:
+def select(store: str, folder: Path, tell: Callable[[ProgressEvent], None]) -> Result:
     options: dict[str, Any] = {"n_components": [1, 2], "covariance_type": ["VVV", "EEE"], "subsample": 300}
     return stages.select(store, f"{folder}/best.zarr", place=HERE, tell=tell, **options)
 
 
-def predict(store: str, folder: Path, tell: Callable[[Word], None]) -> Result:
+def predict(store: str, folder: Path, tell: Callable[[ProgressEvent], None]) -> Result:
     model = f"{Path(store).parent}/model.zarr"
     if not Path(model).exists():
         stages.fit(store, model, place=HERE, n_components=2, max_iter=3)
@@ -71,14 +71,14 @@ def bits(path: str) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in Path(path).rglob("*") if file.is_file()}
 
 
-def passes(words: list[Word]) -> list[int]:
+def passes(words: list[ProgressEvent]) -> list[int]:
     found = (re.match(r"EM on the data, pass (\d+)", word.text) for word in words)
     return [int(match[1]) for match in found if match]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_done_again_it_changes_nothing(stage: Any, store: str, tmp_path: Path) -> None:
-    words: list[Word] = []
+    words: list[ProgressEvent] = []
     first = stage(store, tmp_path, words.append)
     assert words
     assert all(0 <= word.share <= 1 for word in words)
@@ -92,7 +92,7 @@ def test_done_again_it_changes_nothing(stage: Any, store: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_it_goes_on_to_the_same_bits(stage: Any, store: str, tmp_path: Path) -> None:
-    whole: list[Word] = []
+    whole: list[ProgressEvent] = []
     expected = bits(stage(store, tmp_path / "whole", whole.append).output)
     for n in (4, 8):  # writes of the start, and of EM
         write, left, folder, words = Target.write, iter(range(n)), tmp_path / str(n), []
