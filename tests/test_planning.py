@@ -34,7 +34,7 @@ from daskgmm.planning.plan import Plan, Rates, Work, flops_a_row
 RATES = Rates(decode=1e-7, arithmetic=2e-7, exact=3e-7, scan=5e-8, maximize=1e-3, combine=1e-4)
 
 
-def zero_components(k: int, d: int, covariance: str = "full") -> GaussianComponents:
+def blank(k: int, d: int, covariance: str = "full") -> GaussianComponents:
     return Gaussian(MODELS[covariance]).zero_components(k, Frame.identity(d))
 
 

@@ -127,12 +127,12 @@ class Samples:
         return self.place(block, position - block.start, feature)
 
     @cached_property
-    def place(self) -> Place:
-        return Place(self.names, self.dims, axes(self.coords, self.dims))
+    def place(self) -> RowLocator:
+        return RowLocator(self.names, self.dims, axes(self.coords, self.dims))
 
 
 @dataclass(frozen=True)
-class Place:
+class RowLocator:
     """Puts where a value stands into words."""
 
     names: tuple[str, ...] | None

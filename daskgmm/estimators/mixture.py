@@ -136,7 +136,7 @@ class EMMixture(BaseMixture):
 
     def _fit(self, samples: Samples, watch: Callable[[Info], None]) -> None:
         candidate, rng = self._candidate(samples), check_random_state(self.random_state)
-        journal = self._journal(samples, rng, {"start": candidate.known.digest})
+        journal = self._journal(samples, rng, {"start": candidate.start.digest})
         fit = fit_mixture(samples, candidate, rng, watch, journal)
         if self.max_iter and not fit.state.converged:
             warnings.warn(

@@ -218,7 +218,7 @@ def _begin(
     watch: Callable[[Info], None],
 ) -> Begun:
     """Where the candidate's passes over the data start."""
-    options, known, k = candidate.options, candidate.known, candidate.options.n_components
+    options, known, k = candidate.options, candidate.start, candidate.options.n_components
     history: list[Info] = []
 
     def on_info(info: Info) -> None:

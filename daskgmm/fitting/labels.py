@@ -19,7 +19,7 @@ from daskgmm.families.base import Components
 from daskgmm.families.encoding import PLAIN, FeatureEncoding
 from daskgmm.families.frame import Array
 from daskgmm.fitting.options import Options
-from daskgmm.fitting.starts import Start, further, start
+from daskgmm.fitting.starts import Start, first_m_step, further
 from daskgmm.fitting.survey import Survey
 from daskgmm.passes.graph import total
 from daskgmm.passes.reader import Labelled, Reader, encode_pieces
@@ -68,7 +68,7 @@ def start_from_labels(
         return EMState(given.replace_in(em.family.maximize(known.blank, moments), em.frame)), 0
     found = None if options.init_params == "random" else _centres(survey, em, known, options, rng)
     rows = replace(_labelled(reader, survey), unlabelled=True)
-    parameters, n_passes = start(
+    parameters, n_passes = first_m_step(
         rows, em.family, em.family.zero_components(options.n_components, em.frame), found, rng, known
     )
     return EMState(given.replace_in(parameters, em.frame)), 0 if survey.complete else n_passes

@@ -33,4 +33,4 @@ class Candidate:
 
     family: Family
     options: Options
-    known: Start
+    start: Start

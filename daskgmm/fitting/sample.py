@@ -22,7 +22,7 @@ from daskgmm.families.base import Family
 from daskgmm.families.frame import Array, Frame
 from daskgmm.fitting.em_pass import EMPass
 from daskgmm.fitting.options import Options
-from daskgmm.fitting.starts import Start, centres, spread_candidates, start
+from daskgmm.fitting.starts import Start, centres, first_m_step, spread_candidates
 from daskgmm.fitting.survey import Survey
 from daskgmm.passes.reader import Reader
 from daskgmm.prediction.predict import LOG_DENSITY, predict
@@ -199,7 +199,7 @@ def _starts(
     for _ in range(options.n_init):
         found = None if method == "random" else centres(method, rows, weights, k, rng)
         try:
-            parameters, used = start(seeded, em.family, em.family.zero_components(k, em.frame), found, rng)
+            parameters, used = first_m_step(seeded, em.family, em.family.zero_components(k, em.frame), found, rng)
         except ValueError as failure:
             failures.append(failure)
         else:

@@ -167,7 +167,7 @@ def spread_candidates(
     return found[counts > 0], counts[counts > 0], _ROUNDS + 1
 
 
-def start(
+def first_m_step(
     reader: Reader,
     family: Family,
     blank: Components,

@@ -22,7 +22,7 @@ from daskgmm.em.stats import Stats
 from daskgmm.families.base import Components, Family
 from daskgmm.families.frame import Array, Rows
 from daskgmm.fitting.em_pass import EMPass
-from daskgmm.fitting.starts import start
+from daskgmm.fitting.starts import first_m_step
 from daskgmm.fitting.survey import merge, survey_block
 from daskgmm.passes.graph import _FAN_IN
 from daskgmm.passes.reader import Reader, not_finite_error
@@ -128,7 +128,7 @@ def _typical(
     frame = family.frame(rows, survey.low, survey.high)
     rows = rng.permutation(rows)[: max(10_000, _ROWS_A_PARAMETER * k * rows.shape[1])]
     seeded = Reader(of_numpy([rows], rows.shape[:1], rows.shape[1]))
-    one, _ = start(seeded, family, family.zero_components(1, frame), None, rng)
+    one, _ = first_m_step(seeded, family, family.zero_components(1, frame), None, rng)
     narrower = k ** (1 / rows.shape[1])
     parameters = replace(
         one,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.data.blocks import Block, Place, Samples
+from daskgmm.data.blocks import Block, RowLocator, Samples
 from daskgmm.data.checks import first
 from daskgmm.em.estep import (
     compile_prediction,
@@ -125,7 +125,7 @@ def _predict(
     model: Components,
     outputs: tuple[Output, ...],
     missing: str,
-    place: Place,
+    place: RowLocator,
     encoding: FeatureEncoding,
 ) -> tuple[npt.NDArray[Any], ...]:
     k = len(model.means)

@@ -166,7 +166,7 @@ def _ours(keys: Iterable[str], arrays: Iterable[str]) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Output:
+class UnfinishedGroup:
     """A group in the making."""
 
     target: Target
@@ -188,7 +188,7 @@ class Output:
 
 def prepare(
     path: str, template: xr.Dataset, encoding: dict[str, Any], manifest: dict[str, Any], overwrite: bool
-) -> Output:
+) -> UnfinishedGroup:
     """Make the arrays of a group, without data for the lazy ones; or find them, if an earlier run did.
 
     Parameters
@@ -237,7 +237,7 @@ def prepare(
     for key, data in objects.items():
         target.write(key, data)
     # A chunk without a byte is one that a machine lost when it stopped.
-    return Output(target, arrays, metadata, frozenset(key for key, size in keys.items() if size))
+    return UnfinishedGroup(target, arrays, metadata, frozenset(key for key, size in keys.items() if size))
 
 
 def check_free(path: str, overwrite: bool) -> None:
