@@ -410,7 +410,7 @@ def test_components_that_die_again_and_again_end_the_fit(rows: Array, monkeypatc
     original = EMState.__init__
 
     def tired(self: EMState, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **{"n_reseeded": 9} | kwargs)
+        original(self, *args, **{"n_restarted": 9} | kwargs)
 
     monkeypatch.setattr(EMState, "__init__", tired)
     with pytest.raises(ValueError, match=r"component 1 lost .* \(now 3\)"):

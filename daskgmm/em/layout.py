@@ -100,8 +100,9 @@ class KernelLayout:
 
     def sums(self) -> kernel.Sums:
         """Allocate sums of no rows."""
-        n_models, n_pooled = len(self.models.ends), len(self.models.products.pooled_left)
-        return kernel.Sums(*np.zeros((2, n_models)), np.zeros(self.shape), np.zeros(n_pooled))
+        log_likelihoods, log_certainties = np.zeros((2, len(self.models.ends)))
+        scatter = np.zeros(len(self.models.products.pooled_left))
+        return kernel.Sums(log_likelihoods, log_certainties, np.zeros(self.shape), scatter)
 
 
 def prepare(

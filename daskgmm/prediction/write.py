@@ -83,19 +83,19 @@ def write_predictions(
     )
     extents = tuple(s.stop - s.start for s in samples.blocks[0].region)
     k = len(model.means)
-    variables, encoding = {}, {}
+    variables, encodings = {}, {}
     for output in outputs:
         extra = (k,) if output.per_component else ()
         dtype = _stored(output)
         empty = da.zeros(samples.shape + extra, chunks=extents + extra, dtype=dtype)
         variables[output.name] = (*dims, *(("component",) if extra else ())), empty, output.attributes(k, dtype)
         # The array's own fill value is what GDAL takes for nodata.
-        encoding[output.name] = {"chunks": empty.chunksize, "fill_value": output.absent}
-        encoding[output.name] |= output.encoding(missing, encoding)
+        encodings[output.name] = {"chunks": empty.chunksize, "fill_value": output.absent}
+        encodings[output.name] |= output.encoding(missing, encoding)
         if samples.grid_mapping is not None:
-            encoding[output.name]["grid_mapping"] = samples.grid_mapping[1]
+            encodings[output.name]["grid_mapping"] = samples.grid_mapping[1]
     template = xr.Dataset(variables, coords=samples.coords, attrs={"Conventions": "CF-1.11"})
-    for name, settings in encoding.items():
+    for name, settings in encodings.items():
         template[name].encoding = settings  # lest xarray takes a grid mapping for a coordinate
     manifest = {
         "kind": "predictions",
@@ -104,7 +104,7 @@ def write_predictions(
         "data": [presentable(origin), list(samples.shape), samples.n_features, str(samples.dtype)],
         "missing": missing,
     }
-    target = prepare(path, template, encoding, manifest, overwrite)
+    target = prepare(path, template, encodings, manifest, overwrite)
 
     def written(block: Block) -> bool:
         at = "/".join(str(s.start // e) for s, e in zip(block.region, extents, strict=True))

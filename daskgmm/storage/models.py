@@ -62,7 +62,7 @@ def to_dataset(model: Any) -> xr.Dataset:
             "iteration": np.arange(1, len(model.lower_bounds_) + 1),
         },
         attrs={
-            "title": f"{model._adjective()} mixture of {k} components in {d} features",
+            "title": f"{model._kind()} mixture of {k} components in {d} features",
             "family": type(model).__name__,
             "named_features": int(hasattr(model, "feature_names_in_")),
             "params": json.dumps(kept, default=_plain),

@@ -167,7 +167,7 @@ def test_the_lower_bound_never_falls(case: Case, gaps: bool, alpha: float, accel
         return block_stats_of_models(encode_pieces([(x, None)], family.encoding), models, dtypes)
 
     (state,) = em.run([EMState(start)], one_pass, lambda _: None)
-    bounds = np.array(state.lower_bounds)
+    bounds = np.array(state.bounds.values)
     assert bounds[-1] > bounds[0] + 1e-3
     assert (np.diff(bounds) >= -1e-12 * np.abs(bounds[0])).all()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -35,8 +35,8 @@ def gm(field):
 
 
 def seen(gm, data, grid, **names):
-    samples = replace(open_samples(data, missing="drop", **names), encoding=gm._encoding())
-    return see(samples, gm._components(), grid, "drop"), samples
+    samples = open_samples(data, missing="drop", **names)
+    return see(samples, gm._components(), grid, "drop", gm._encoding()), samples
 
 
 def grid(gm):
