@@ -15,13 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
 import numpy as np
 import peers
 import zarr
-from block_stats_of_models import median
 from peers import Rows, Timer, first, in_memory, mixture, on_workers, our_pass, write_store
 from sklearn.mixture import GaussianMixture as Reference
 from zarr.storage import LocalStore

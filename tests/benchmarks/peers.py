@@ -13,13 +13,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 import zarr
-from block_stats_of_models import median
 
 from daskgmm.data.blocks import Block, Samples, joined, of_numpy
 from daskgmm.data.open import open_samples

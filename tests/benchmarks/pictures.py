@@ -8,12 +8,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
 import click
 import numpy as np
 import peers
 import zarr
-from block_stats_of_models import median
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from passes import ours, plain
