@@ -1,4 +1,4 @@
-"""Settings of a whole process, held for as long as any of its threads wants them: BLAS threads, and the allocator."""
+"""Settings of the whole process, held while any of its threads needs them: BLAS threads, and the allocator."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from functools import cache
 from threadpoolctl import ThreadpoolController
 
 
-class Shared:
-    """A context that the first who wants it enters, and the last leaves, in whichever threads these are."""
+class SharedContext:
+    """A context that its first user enters and its last user leaves, in whichever threads they are."""
 
     def __init__(self, context: Callable[[], AbstractContextManager[None]]) -> None:
         self._context = context
@@ -41,25 +41,29 @@ class Shared:
 # BLAS on one thread
 # -----------------------------------------------------------------------------
 #
-# What several threads compute differs in the last bits from what one does.
+# Results of several BLAS threads differ in the last bits from those of one.
 
 
 @contextmanager
-def _limited() -> Iterator[None]:
-    """By a thread of our own: threadpoolctl lets one at a time change the limit, and the first and last may differ."""
+def _single_blas() -> Iterator[None]:
+    """Limit BLAS to one thread, from a thread of its own.
+
+    Only the thread that changed threadpoolctl's limit may restore it, and the first and the last user may be different
+    threads.
+    """
     limited, unused = threading.Event(), threading.Event()
-    holder = threading.Thread(target=_hold, args=(limited, unused), daemon=True)
+
+    def hold() -> None:
+        with _libraries().limit(limits=1, user_api="blas"):
+            limited.set()
+            unused.wait()
+
+    holder = threading.Thread(target=hold, daemon=True)
     holder.start()
     limited.wait()
     yield
     unused.set()
     holder.join()
-
-
-def _hold(limited: threading.Event, unused: threading.Event) -> None:
-    with _libraries().limit(limits=1, user_api="blas"):
-        limited.set()
-        unused.wait()
 
 
 @cache  # to look for them takes 4 ms, as long as the passes of a small fit
@@ -71,11 +75,11 @@ def _libraries() -> ThreadpoolController:
 
 @cache
 def architectures() -> set[str]:
-    """The kinds of processors that the libraries take this one for, by their own names."""
+    """Return the libraries' own names for the kind of this processor."""
     return {library["architecture"] for library in _libraries().info() if "architecture" in library}
 
 
-single_blas = Shared(_limited)
+single_blas = SharedContext(_single_blas)
 
 
 # -----------------------------------------------------------------------------
@@ -83,52 +87,50 @@ single_blas = Shared(_limited)
 # -----------------------------------------------------------------------------
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-# Bytes that stay at the end of a heap when they are freed, and from which on a buffer is mapped alone. Dask sets the
-# first, which fixes the second at glibc's start. Ours: with 64 MiB reads were as fast, with 4 MiB a fifth slower.
-_DASKS = {_M_TRIM_THRESHOLD: 2**16, _M_MMAP_THRESHOLD: 2**17}
-_OURS = {_M_TRIM_THRESHOLD: 2**24, _M_MMAP_THRESHOLD: 2**25}
-_LEAST = 2**29  # bytes of a worker's limit a thread: the demo's, of 384 MiB, held 25 more with ours, and were paused
+# Bytes that stay at the end of a heap when they are freed, and from which on a buffer gets a mapping of its own. Dask
+# sets the first, which fixes the second at glibc's start. Ours: with 64 MiB reads were as fast, with 4 MiB a fifth
+# slower.
+_DASK_LIMITS = {_M_TRIM_THRESHOLD: 2**16, _M_MMAP_THRESHOLD: 2**17}
+_OUR_LIMITS = {_M_TRIM_THRESHOLD: 2**24, _M_MMAP_THRESHOLD: 2**25}
+# Bytes per thread of a worker's memory limit, from which on ours are set: the demo's workers, of 384 MiB, held 25 MiB
+# more with ours, and were paused.
+_MIN_PER_THREAD = 2**29
 
 
 @contextmanager
-def _reusing() -> Iterator[None]:
-    """Have glibc use what one read frees for the next, as it does outside of Dask's workers.
+def _reuse_freed_memory() -> Iterator[None]:
+    """Have glibc use the memory that one read frees for the next, as it does outside of Dask's workers.
 
-    Dask's nannies set ``MALLOC_TRIM_THRESHOLD_``, so that what a worker's tasks return goes back to the system when it
-    is released. But so each buffer of more than 128 KiB is mapped anew, and the kernel clears its pages: to read from a
+    Dask's nannies set ``MALLOC_TRIM_THRESHOLD_``, so that the memory of a worker's released results goes back to the
+    system. But then each buffer of more than 128 KiB is mapped anew and the kernel clears its pages: reading from a
     store took twice the time (measured: zstd, chunks of 0.5 to 4 MiB). So this is for tasks that return little.
     """
-    mallopt = _mallopt()
-    _set(mallopt, _OURS)
+    mallopt = _mallopt() or (lambda parameter, limit: 0)
+    for parameter, limit in _OUR_LIMITS.items():
+        mallopt(parameter, limit)
     yield
-    _set(mallopt, _DASKS)
-
-
-def _set(mallopt: Callable[[int, int], int] | None, limits: dict[int, int]) -> None:
-    if mallopt is not None:
-        for what, limit in limits.items():
-            mallopt(what, limit)
+    for parameter, limit in _DASK_LIMITS.items():
+        mallopt(parameter, limit)
 
 
 def _mallopt() -> Callable[[int, int], int] | None:
-    """glibc's, in a task of a worker with room that a nanny started with Dask's limits.
+    """Return glibc's ``mallopt`` in a task of a worker that has room and whose nanny set Dask's limits; else None.
 
-    The variable alone does not tell: a nanny sets it in its own process, too, whose glibc has started without.
+    The environment variable is not enough: a nanny also sets it in its own process, after glibc has read it.
     """
-    limits = (os.environ.get(f"MALLOC_{what}_THRESHOLD_") for what in ("TRIM", "MMAP"))
-    if tuple(limits) != (str(_DASKS[_M_TRIM_THRESHOLD]), None) or "distributed" not in sys.modules:
+    limits = (os.environ.get(f"MALLOC_{name}_THRESHOLD_") for name in ("TRIM", "MMAP"))
+    if tuple(limits) != (str(_DASK_LIMITS[_M_TRIM_THRESHOLD]), None) or "distributed" not in sys.modules:
         return None
     from distributed import get_worker
 
     try:
         worker = get_worker()
         memory = worker.memory_manager.memory_limit or sys.maxsize
-        if not worker.nanny or memory < _LEAST * worker.state.nthreads:
+        if not worker.nanny or memory < _MIN_PER_THREAD * worker.state.nthreads:
             return None
-        found: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
+        return ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError, ValueError):  # no worker, another C library, another system
         return None
-    return found
 
 
-freed_reused = Shared(_reusing)
+reuse_freed_memory = SharedContext(_reuse_freed_memory)

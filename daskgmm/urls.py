@@ -1,4 +1,4 @@
-"""URLs as people may see them."""
+"""URLs without the secrets that they may hold."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-_HIDDEN = (
-    # Of a URL, and of the path that is left of one: the user, and whatever has a colon, up to the last @.
+_SECRETS = (
+    # The user of a URL, or of the path that is left of one, up to the last @; a user without a scheme has a colon.
     (re.compile(r"://(?:[^\s'\":]*:[^\s'\"]*|[^\s'\"/?@]*)@"), "://***@"),
     (re.compile(r"(?<![^\s'\"(<,/])[^\s'\"(<,/:@]+:(?!//)[^\s'\"]+@"), "***@"),
     (re.compile(r"\?[^\s'\"?]*=[^\s'\">)]*"), "?***"),  # a query
@@ -22,19 +22,19 @@ _HIDDEN = (
 
 
 def presentable(text: Any) -> str:
-    """A URL, or a text with some, without users, passwords and queries, which may hold secrets.
+    """Return a URL or a text without its URLs' users, passwords and queries, which may be secret.
 
-    For all that is logged, printed, raised or written.
+    Everything that is logged, printed, raised or written passes through here.
     """
     shown = str(text)
-    for pattern, stars in _HIDDEN:
+    for pattern, stars in _SECRETS:
         shown = pattern.sub(stars, shown)
     return shown
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """A URL that is shown without its secrets wherever it is printed: in what a worker logs of a task, say."""
+    """A URL whose secrets are hidden wherever it is printed, as when a worker logs a task's arguments."""
 
     url: str
 

@@ -38,7 +38,7 @@ class Reads:
 
         def counted(source: Source, region: Any) -> Any:
             x, w = read(source, region)
-            self.rows += len(x) if source.home is not None else 0
+            self.rows += len(x) if source.store_root is not None else 0
             return x, w
 
         monkeypatch.setattr(Source, "read", counted)

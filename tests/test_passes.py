@@ -88,7 +88,7 @@ def test_a_total_is_the_sum_over_any_number_of_blocks(n: int, block: int, fan_in
     values = np.arange(n, dtype=float).reshape(-1, 1)
     with (
         mock.patch.object(daskgmm.data.blocks, "BLOCK_VALUES", block),
-        mock.patch("daskgmm.passes.graph._FAN_IN", fan_in),
+        mock.patch("daskgmm.passes.graph.FAN_IN", fan_in),
     ):
         samples = of_numpy([values], (n,), 1)
         assert len(samples.blocks) == -(-n // block)

@@ -1,18 +1,17 @@
-"""Samples: whatever holds them, as a sequence of blocks of whole storage units.
+"""Samples of any container, as a sequence of blocks of whole storage units.
 
-A *region* is a box of the sample dimensions that is read in one go; a *block* is the box of regions that
-one task walks through. Both follow from how the data are stored and from nothing else, so that the sums
-over them have the same bits on any number of workers.
+A *region* is a box of the sample dimensions that is read at once; a *block* is the box of regions that one task
+processes. Both follow from the storage layout alone, so sums over them have the same bits on any number of workers.
 """
 
 from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -21,50 +20,105 @@ import numpy.typing as npt
 from daskgmm.data.checks import NO_ANNOTATIONS, RowAnnotations, check_extent
 
 Region = tuple[slice, ...]
+Coordinate = npt.NDArray[np.generic]  # of a dimension, one value per index
 
-BLOCK_VALUES = 2**21  # 16 MiB as float64: 50 to 500 ms of work, beside some 3 ms that a task costs
-_MEMORY_BLOCKS = 16  # in this process, where a task costs 0.4 ms; a sample too should be shared among the cores
+BLOCK_VALUES = 2**21  # 16 MiB as float64: 50 to 500 ms of work, where a task costs some 3 ms
+_MEMORY_BLOCKS = 16  # of data in this process, where a task costs 0.4 ms: the cores share a fit on a sample, too
 _MAX_BLOCKS = 4096  # of a large store: one scheduler hands out some 400 tasks a second
 _REGION_VALUES = 2**19  # 4 MiB as float64
-# Of a task that returns little: with four reads, of which three are decoded while others are worked on, as much of a
-# store as leaves so many tasks for the workers.
+# A task that returns little reads up to four blocks, of which three are decoded while the one before is worked on; but
+# the blocks of a store are joined only as far as so many tasks are left for the workers.
 _JOINED_VALUES, _LEAST_JOINED = 2**23, 32
+_MAX_COORDINATES = 2**14  # of a dimension: they travel to workers with each task
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A data set as the passes see it: its shape, its blocks, the arrays to read from, and the names of all these."""
+
+    shape: tuple[int, ...]  # of the sample dimensions
+    n_features: int
+    dtype: np.dtype[Any]
+    blocks: tuple[Block, ...]
+    source: Source
+    in_memory: bool = False  # whether the arrays are in this process, so that its threads do the work
+    names: tuple[str, ...] | None = None  # of the features
+    units: tuple[str, ...] = ()  # of the features, "" for one without; or ()
+    feature_dim: str | None = None  # the dimension that holds the features, where it has a name
+    categories: tuple[tuple[float, ...], ...] = ()  # of each feature, the values that its flag_values list; or ()
+    dims: tuple[str, ...] | None = None  # of the samples, where they have names
+    coords: Mapping[Any, Any] | None = None  # of the samples, where they come from xarray
+    grid_mapping: tuple[str, str] | None = None  # "attrs" or "encoding", where xarray has it; and its value
+    region_bytes: int = 0  # of the largest region, decoded
+    graph: Mapping[Any, Any] = field(default_factory=dict)  # of dask arrays, in place of the source
+
+    @property
+    def n(self) -> int:
+        return math.prod(self.shape)
+
+    def locate(self, position: int, feature: int | None = None) -> str:
+        """Describe in words where the row at a position in the order of the blocks stands."""
+        block = max((b for b in self.blocks if b.start <= position), key=lambda b: b.index)
+        return self.locator(block, position - block.start, feature)
+
+    @cached_property
+    def locator(self) -> RowLocator:
+        return RowLocator(self.names, self.dims, _coordinates(self.coords, self.dims))
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one task."""
+
+    index: int
+    start: int  # position of its first row in the order of blocks and regions
+    regions: tuple[Region, ...]
+    keys: tuple[tuple[Any, ...], ...] = ()  # of dask's chunks for each region: the features', then the annotations'
+
+    @property
+    def n(self) -> int:
+        return sum(map(region_size, self.regions))
+
+    @property
+    def region(self) -> Region:
+        """The box that all of its regions fill."""
+        return tuple(
+            slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*self.regions, strict=True)
+        )
 
 
 @dataclass(frozen=True)
 class Source:
-    """Arrays to read from: one with the features last, or one a feature; and perhaps weights and labels."""
+    """The arrays to read from: one with the features last, or one per feature; and weights and labels, if given."""
 
     arrays: tuple[Any, ...]  # each read by `array[region]`
-    weight: Any | None = None  # the shape of the sample dimensions
-    labels: Any | None = None  # the same: the component of each row, where it is known
-    home: Any | None = None  # of arrays in a store; its `check` raises where that cannot be seen
+    weight: Any | None = None  # of the shape of the sample dimensions
+    labels: Any | None = None  # of the same shape: the component of each row, -1 where it is not known
+    store_root: Any | None = None  # the StoreRoot of arrays in a store
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """Which arrays there are beside those of the features."""
+    def annotation_names(self) -> tuple[str, ...]:
+        """The annotations that are given, of "weight" and "labels"."""
         return tuple(name for name in ("weight", "labels") if getattr(self, name) is not None)
 
     def __dask_tokenize__(self) -> str:
-        """Its own each time: Dask would read all of a lazy variable for it, here in this process."""
+        """Return a new token each time: to hash a lazy variable, Dask would read all of it into this process."""
         return uuid.uuid4().hex
 
     def stamp(self) -> str | None:
-        """The same as long as nothing is written to the arrays; None where that is not known."""
-        beside = [array for array in (self.weight, self.labels) if array is not None]
-        if self.home is None or not all(hasattr(array, "origin") for array in beside):
+        """Return a fingerprint of the stored arrays that changes when they are written to; None if there is none."""
+        if self.store_root is None or not all(hasattr(getattr(self, name), "origin") for name in self.annotation_names):
             return None
-        found: str | None = self.home.stamp()
-        return found
+        return self.store_root.stamp()
 
     @staticmethod
-    def of(arrays: Sequence[Any], beside: Sequence[str]) -> Source:
-        """Of the features' arrays, and then those beside them."""
-        n = len(arrays) - len(beside)
-        return Source(tuple(arrays[:n]), **dict(zip(beside, arrays[n:], strict=True)))
+    def of(arrays: Sequence[Any], annotation_names: Sequence[str]) -> Source:
+        """Build a source from the features' arrays, followed by those of the annotations."""
+        n = len(arrays) - len(annotation_names)
+        return Source(tuple(arrays[:n]), **dict(zip(annotation_names, arrays[n:], strict=True)))
 
     def read(self, region: Region) -> tuple[npt.NDArray[np.generic], Any]:
-        """The rows of a region, x (n, d), and their weights (n,); where there are labels, with these as a pair."""
+        """Return the rows x (n, d) of a region with their weights (n,) or None, or with the pair (weights, labels)."""
         parts = [np.asarray(array[region]) for array in self.arrays]
         if parts[0].ndim > len(region):
             x = parts[0].reshape(-1, parts[0].shape[-1])
@@ -77,84 +131,28 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Block:
-    """What one task walks through."""
-
-    index: int
-    start: int  # position of its first row in the order of blocks and regions
-    regions: tuple[Region, ...]
-    keys: tuple[tuple[Any, ...], ...] = ()  # of dask arrays: those of each region, its weights' and labels' last
-
-    @property
-    def n(self) -> int:
-        return sum(region_size(region) for region in self.regions)
-
-    @property
-    def region(self) -> Region:
-        """The box that all of its regions fill."""
-        return tuple(
-            slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*self.regions, strict=True)
-        )
-
-
-@dataclass(frozen=True)
-class Samples:
-    """A data set as the passes see it."""
-
-    shape: tuple[int, ...]  # of the sample dimensions
-    n_features: int
-    dtype: np.dtype[Any]
-    blocks: tuple[Block, ...]
-    source: Source
-    in_memory: bool = False  # in this process, so that its threads do the work
-    names: tuple[str, ...] | None = None  # of the features
-    units: tuple[str, ...] = ()  # of the features, "" of one that does not say; or ()
-    feature_dim: str | None = None  # the dimension that holds the features, where it has a name
-    categories: tuple[tuple[float, ...], ...] = ()  # of the features, those that say which values they take; or ()
-    dims: tuple[str, ...] | None = None  # of the samples, where they have names
-    coords: Mapping[Any, Any] | None = None  # of the samples, where they come from xarray
-    grid_mapping: tuple[str, str] | None = None  # in "attrs" or "encoding" of xarray's; and what it is
-    region_bytes: int = 0  # at most, of one read; decoded
-    graph: Mapping[Any, Any] = field(default_factory=dict)  # of dask arrays, in place of the source
-
-    @property
-    def n(self) -> int:
-        return math.prod(self.shape)
-
-    def locate(self, position: int, feature: int | None = None) -> str:
-        """Where the row at a position in the order of the blocks stands, in words."""
-        block = max((b for b in self.blocks if b.start <= position), key=lambda b: b.index)
-        return self.place(block, position - block.start, feature)
-
-    @cached_property
-    def place(self) -> RowLocator:
-        return RowLocator(self.names, self.dims, axes(self.coords, self.dims))
-
-
-@dataclass(frozen=True)
 class RowLocator:
-    """Puts where a value stands into words."""
+    """The names and coordinates by which a message says where a value stands."""
 
     names: tuple[str, ...] | None
     dims: tuple[str, ...] | None
-    axes: tuple[Axis | None, ...] = ()  # coordinates of these, where there are some
+    coordinates: tuple[Coordinate | None, ...] = ()  # of each of the dims
 
     def __call__(self, block: Block, row: int, feature: int | None) -> str:
-        """``row`` counts within the block."""
+        """Describe where a row of a block stands, counted within the block, and a feature of it if one is given."""
         for region in block.regions:
             if row < region_size(region):
                 break
             row -= region_size(region)
         extent = [s.stop - s.start for s in region]
         index = [s.start + int(i) for s, i in zip(region, np.unravel_index(row, extent), strict=True)]
-        if self.dims is not None:
-            axes = self.axes or (None,) * len(index)
-            at = [str(i) if axis is None else shown(axis[i]) for axis, i in zip(axes, index, strict=True)]
-            where = ", ".join(f"{dim}={value}" for dim, value in zip(self.dims, at, strict=True))
-            if any(axis is not None for axis in axes):
-                where += f" (position {', '.join(map(str, index))})"
-        else:
+        if self.dims is None:
             where = f"row {index[0] if len(index) == 1 else tuple(index)}"
+        else:
+            values = [i if c is None else _formatted(c[i]) for c, i in zip(self.coordinates, index, strict=True)]
+            where = ", ".join(f"{dim}={value}" for dim, value in zip(self.dims, values, strict=True))
+            if any(c is not None for c in self.coordinates):
+                where += f" (position {', '.join(map(str, index))})"
         if feature is None:
             return where
         if self.names is not None:
@@ -162,12 +160,28 @@ class RowLocator:
         return f"{where}, feature {feature}"
 
 
-def region_size(region: Region) -> int:
-    return math.prod(s.stop - s.start for s in region)
+def _coordinates(coords: Mapping[Any, Any] | None, dims: Sequence[str] | None) -> tuple[Coordinate | None, ...]:
+    """Return the coordinates of dimensions, None for one without, with very many, or with values not in memory."""
+    return tuple(_coordinate((coords or {}).get(dim)) for dim in dims or ())
 
 
-def whole(ndim: int) -> Region:
-    return (slice(None),) * ndim
+def _coordinate(variable: Any) -> Coordinate | None:
+    if variable is None or variable.ndim != 1 or variable.size > _MAX_COORDINATES or not variable._in_memory:
+        return None
+    # A worker may lack the class of times in a model's calendar.
+    return np.asarray(variable.values, dtype=str if variable.dtype.kind == "O" else None)
+
+
+def _formatted(value: Any) -> str:
+    """Format a coordinate: 2001-02-01, -59.25."""
+    if isinstance(value, np.datetime64):
+        return str(np.datetime_as_string(value, unit="auto"))
+    return f"{value:.8g}" if isinstance(value, np.floating) else str(value)
+
+
+# -----------------------------------------------------------------------------
+# Cutting an array into blocks
+# -----------------------------------------------------------------------------
 
 
 def regular_blocks(
@@ -177,7 +191,7 @@ def regular_blocks(
     shards: Sequence[int] | None = None,
     values: int | None = None,
 ) -> tuple[Block, ...]:
-    """Blocks of whole shards over the sample dimensions of a regular grid, in regions of whole shards or chunks.
+    """Cut the sample dimensions of a regular grid into blocks of whole shards, in regions of whole shards or chunks.
 
     Parameters
     ----------
@@ -185,9 +199,9 @@ def regular_blocks(
         Of the sample dimensions.
     n_features : int
     chunks, shards : sequence of int
-        What storage decodes, and what it writes, at a time; in the sample dimensions.
+        Extents that storage decodes, and that it writes, at a time; of the sample dimensions.
     values : int, optional
-        Of a block; by default what is much work beside that of sending a task to a worker.
+        Values of a block; by default so many that their work outweighs the cost of a task.
     """
     shards = shards or chunks
     target = max(values or BLOCK_VALUES, math.prod(shape) * n_features // _MAX_BLOCKS)
@@ -195,23 +209,12 @@ def regular_blocks(
     # Whole shards take a quarter less time to read than the same chunks one by one (measured).
     unit = shards if math.prod(shards) * n_features <= BLOCK_VALUES else chunks
     inner = _coarsened(outer, unit, _REGION_VALUES // n_features)
-    blocks: list[Block] = []
-    start = 0
-    for corner in _corners(shape, outer):
-        extent = [min(o, s - c) for o, s, c in zip(outer, shape, corner, strict=True)]
-        regions = tuple(
-            tuple(slice(c + i, c + min(i + step, e)) for c, i, step, e in zip(corner, at, inner, extent, strict=True))
-            for at in _corners(extent, inner)
-        )
-        block = Block(len(blocks), start, regions)
-        if block.n:
-            blocks.append(block)
-            start += block.n
-    return tuple(blocks)
+    boxes = _tiles(tuple(slice(0, size) for size in shape), outer)
+    return numbered((_tiles(box, inner), ()) for box in boxes)
 
 
 def _coarsened(shape: Sequence[int], unit: Sequence[int], rows: int) -> tuple[int, ...]:
-    """Extents of up to ``rows`` rows: the unit, repeated along the first axis, and once that is full along the next."""
+    """Return extents of up to ``rows`` rows: the unit, repeated along the first axis, then along the next ones."""
     extent = [max(1, min(u, s)) for u, s in zip(unit, shape, strict=True)]
     for axis, size in enumerate(shape):
         extent[axis] = max(1, min(extent[axis] * max(1, rows // math.prod(extent)), size))
@@ -220,33 +223,51 @@ def _coarsened(shape: Sequence[int], unit: Sequence[int], rows: int) -> tuple[in
     return tuple(extent)
 
 
-def _corners(shape: Sequence[int], step: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    return product(*(range(0, s, t) for s, t in zip(shape, step, strict=True)))
+def _tiles(box: Region, step: Sequence[int]) -> Iterable[Region]:
+    """Cut a box into boxes of the extents ``step``, in C order."""
+    return product(
+        *([slice(i, min(i + t, s.stop)) for i in range(s.start, s.stop, t)] for s, t in zip(box, step, strict=True))
+    )
+
+
+def numbered(contents: Iterable[tuple[Iterable[Region], Iterable[Any]]]) -> tuple[Block, ...]:
+    """Build consecutive blocks from the regions and the keys of each."""
+    blocks: list[Block] = []
+    for regions, keys in contents:
+        start = blocks[-1].start + blocks[-1].n if blocks else 0
+        blocks.append(Block(len(blocks), start, tuple(regions), tuple(keys)))
+    return tuple(blocks)
 
 
 def joined(samples: Samples) -> Samples:
-    """The same rows of a store in fewer, longer blocks, where there are many: for work that returns little."""
+    """Join the blocks of a store to fewer, longer ones where there are many, for a pass whose tasks return little."""
     if samples.in_memory or samples.graph:
         return samples
     values = samples.blocks[0].n * samples.n_features
     many = max(1, min(_JOINED_VALUES // values, len(samples.blocks) // _LEAST_JOINED))
-    blocks = [samples.blocks[i : i + many] for i in range(0, len(samples.blocks), many)]
+    groups = (samples.blocks[i : i + many] for i in range(0, len(samples.blocks), many))
     return replace(
-        samples,
-        blocks=tuple(
-            Block(i, some[0].start, tuple(region for block in some for region in block.regions))
-            for i, some in enumerate(blocks)
-        ),
+        samples, blocks=numbered((chain.from_iterable(block.regions for block in group), ()) for group in groups)
     )
+
+
+def region_size(region: Region) -> int:
+    """Return the number of rows of a region."""
+    return math.prod(s.stop - s.start for s in region)
+
+
+# -----------------------------------------------------------------------------
+# Rows in memory
+# -----------------------------------------------------------------------------
 
 
 def of_numpy(
     arrays: Sequence[npt.NDArray[np.generic]],
     shape: tuple[int, ...],
     n_features: int,
-    beside: RowAnnotations = NO_ANNOTATIONS,
+    annotations: RowAnnotations = NO_ANNOTATIONS,
 ) -> Samples:
-    """Samples in this process's memory."""
+    """Describe samples in this process's memory: one array with the features last, or one per feature."""
     check_extent(shape, n_features)
     values = max(_REGION_VALUES // 8, math.prod(shape) * n_features // _MEMORY_BLOCKS)
     return Samples(
@@ -254,31 +275,6 @@ def of_numpy(
         n_features,
         np.result_type(*arrays),
         regular_blocks(shape, n_features, (1, *shape[1:]), values=min(BLOCK_VALUES, values)),
-        Source(tuple(arrays), *(None if array is None else np.asarray(array) for array in beside.checked(shape))),
+        Source(tuple(arrays), *(None if a is None else np.asarray(a) for a in annotations.checked(shape))),
         in_memory=True,
     )
-
-
-Axis = npt.NDArray[np.generic]
-
-_LONGEST = 2**14  # values: they go to workers with each task
-
-
-def axes(coords: Mapping[Any, Any] | None, dims: Sequence[str] | None) -> tuple[Axis | None, ...]:
-    """The coordinates of dimensions, None where one has none, has very many, or would first have to be read."""
-    return tuple(_axis((coords or {}).get(dim)) for dim in dims or ())
-
-
-def _axis(variable: Any) -> Axis | None:
-    if variable is None or variable.ndim != 1 or variable.size > _LONGEST or not variable._in_memory:
-        return None
-    # A worker may not know the class of a time in a model's calendar.
-    texts = variable.dtype.kind == "O"
-    return np.array([str(value) for value in variable.values]) if texts else np.asarray(variable.values)
-
-
-def shown(value: Any) -> str:
-    """2001-02-01, -59.25 and such."""
-    if isinstance(value, np.datetime64):
-        return str(np.datetime_as_string(value, unit="auto"))
-    return f"{value:.8g}" if isinstance(value, np.floating) else str(value)

@@ -1,4 +1,4 @@
-"""What input must be, whatever holds it."""
+"""Checks that any input must pass, whichever library holds it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ import numpy.typing as npt
 
 
 class RowAnnotations(NamedTuple):
-    """What a user gives for each sample."""
+    """The arrays that a user gives beside the features, with one value per sample; or their names in the data."""
 
     weight: Any = None
     labels: Any = None
 
     @property
     def named(self) -> Iterator[tuple[str, Any]]:
+        """The annotations with the names of the arguments by which they are given."""
         return zip(("sample_weight", "labels"), self, strict=True)
 
     @property
-    def names(self) -> list[str]:
-        """Of arrays of the data that these are, where a user gives their names."""
+    def array_names(self) -> list[str]:
+        """The names of the data's arrays that are annotations."""
         return [each for each in self if isinstance(each, str)]
 
-    def found(self, arrays: Mapping[str, Any]) -> RowAnnotations:
-        """The arrays in place of their names."""
+    def resolve(self, arrays: Mapping[str, Any]) -> RowAnnotations:
+        """Replace names by the arrays of these names."""
         return RowAnnotations(*(arrays[each] if isinstance(each, str) else each for each in self))
 
     def checked(self, shape: tuple[int, ...]) -> RowAnnotations:
-        """As arrays of the shape of the sample dimensions.
+        """Return the annotations as arrays of the shape of the sample dimensions.
 
         Raises
         ------
         ValueError
-            Of another shape than the samples, or not numbers.
+            An array has another shape than the samples, is masked, or does not hold real numbers.
         """
-        return RowAnnotations(*(_one_a_sample(name, array, shape) for name, array in self.named))
+        return RowAnnotations(*(_checked(name, array, shape) for name, array in self.named))
 
 
 NO_ANNOTATIONS = RowAnnotations()
 
 
-def _one_a_sample(name: str, array: Any, shape: tuple[int, ...]) -> Any:
+def _checked(name: str, array: Any, shape: tuple[int, ...]) -> Any:
     if array is None:
         return None
     array = array if hasattr(array, "dtype") else np.asarray(array)
@@ -55,20 +56,21 @@ def _one_a_sample(name: str, array: Any, shape: tuple[int, ...]) -> Any:
     return array
 
 
-def first(bad: npt.NDArray[np.bool_], x: npt.NDArray[Any]) -> tuple[int, int, float] | None:
-    """The first value of rows (n, d) that is marked, if one is: its row, its feature and itself."""
-    if not bad.any():
+def first_marked(mask: npt.NDArray[np.bool_], x: npt.NDArray[Any]) -> tuple[int, int, float] | None:
+    """Return row, feature and value of the first marked value of rows x (n, d), or None if no value is marked."""
+    if not mask.any():
         return None
-    row, feature = map(int, np.unravel_index(np.argmax(bad), bad.shape))
+    row, feature = map(int, np.unravel_index(np.argmax(mask), mask.shape))
     return row, feature, float(x[row, feature])
 
 
 def check_extent(shape: tuple[int, ...], n_features: int) -> None:
-    """Refuse what holds nothing, with scikit-learn's words.
+    """Refuse data without samples or features, with scikit-learn's messages.
 
     Raises
     ------
     ValueError
+        There are none.
     """
     if n_features == 0:
         raise ValueError(f"0 feature(s) (shape={(*shape, 0)}) while a minimum of 1 is required.")
@@ -84,6 +86,7 @@ def check_real(dtype: np.dtype[Any], what: str) -> None:
     Raises
     ------
     ValueError
+        The dtype is complex, or not numeric.
     """
     if dtype.kind not in "biuf":
         remedy = "fit the real and imaginary parts as features" if dtype.kind == "c" else "convert them first"
@@ -91,11 +94,12 @@ def check_real(dtype: np.dtype[Any], what: str) -> None:
 
 
 def check_unmasked(array: Any, what: str) -> None:
-    """Refuse NumPy's masks, under which there may be any values: other libraries' functions do not look at them.
+    """Refuse masked arrays: the values under a mask are arbitrary, and most libraries' functions ignore the mask.
 
     Raises
     ------
     ValueError
+        A value is masked, or a dask array has masked blocks.
     """
     lazy = isinstance(getattr(array, "_meta", None), np.ma.MaskedArray)  # dask's
     if lazy or np.ma.is_masked(array):
@@ -106,11 +110,12 @@ def check_unmasked(array: Any, what: str) -> None:
 
 
 def check_kind(data: Any) -> None:
-    """Refuse what holds an array and is none, and say how to get at it.
+    """Refuse containers of arrays and sparse arrays, and say how to get the array.
 
     Raises
     ------
     TypeError
+        The data are of such a kind.
     """
     remedy = None
     if hasattr(data, "to_dask_array"):
@@ -123,14 +128,15 @@ def check_kind(data: Any) -> None:
 
 
 def check_dense(array: Any) -> None:
-    """Refuse sparse arrays, and dask's of sparse blocks.
+    """Refuse sparse arrays, and dask arrays of sparse blocks.
 
     Raises
     ------
     TypeError
+        The array is sparse.
     """
     block = getattr(array, "_meta", array)
-    for dense in ("toarray", "todense"):  # SciPy's name, and that of others
+    for dense in ("toarray", "todense"):  # the method's name in SciPy, and in other libraries
         if hasattr(block, dense):
             kind = f"({type(block).__name__}), but a mixture needs all values"
             if block is array:

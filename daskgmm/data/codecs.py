@@ -1,7 +1,7 @@
-"""Which metadata of a store are trusted, before anything is read by them.
+"""Refuse metadata of a store that would have Zarr run untrusted code.
 
-A codec is code, found by its name: those known here turn bytes to numbers and do nothing else, but pickle, say, runs
-what the chunk tells it to.
+A codec is code that is found by its name. The codecs that are listed here turn bytes into numbers and do nothing else;
+pickle, for one, runs what a chunk tells it to.
 """
 
 from __future__ import annotations
@@ -22,65 +22,70 @@ CODECS = frozenset(
     | _STRINGS
 )
 DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-_MOST = 2**26  # bytes of a document
-_CODED = ("codecs", "index_codecs", "filters", "compressor", "storage_transformers")
+_MAX_BYTES = 2**26  # of a document
+_CODEC_FIELDS = ("codecs", "index_codecs", "filters", "compressor", "storage_transformers")
 
 
 def is_document(key: str) -> bool:
+    """Whether a key is that of a metadata document."""
     return key.rpartition("/")[2] in DOCUMENTS
 
 
 def check_document(key: str, data: bytes) -> None:
-    """Refuse metadata by which more would be done than to read numbers and strings.
+    """Refuse a metadata document that names anything but trusted codecs, and values of numbers or strings.
 
     Raises
     ------
     ValueError
+        It does, or it is larger than any metadata, or no JSON.
     """
     if key.endswith(".zattrs"):
         return
-    if len(data) > _MOST:
+    if len(data) > _MAX_BYTES:
         raise ValueError(f"{key} has {len(data)} bytes, more than metadata need: write the store again")
     check_metadata(key, json.loads(data.decode()))
 
 
 def check_metadata(name: str, metadata: Any) -> None:
-    """The same, of metadata that are open already."""
-    for node in _nodes(metadata):
-        named = list(_codecs(node))
-        for codec in named:
+    """Refuse parsed metadata of an array or a group that name anything but trusted codecs and dtypes.
+
+    Raises
+    ------
+    ValueError
+        They do.
+    """
+    for description in _array_descriptions(metadata):
+        names = list(_codec_names(description))
+        for codec in names:
             if codec not in CODECS:
                 raise ValueError(
                     f"{name} names the codec {codec!r}, which is not known to do no more than to decode: write the "
                     "array again with another, or open it yourself and pass it as a dask array if you trust it"
                 )
-        for dtype in (node[key] for key in ("data_type", "dtype") if key in node):
+        for dtype in (description[key] for key in ("data_type", "dtype") if key in description):
             kind = dtype.get("name") if isinstance(dtype, Mapping) else dtype
-            if not isinstance(kind, str) or "struct" in kind or ("O" in kind and not _STRINGS & set(named)):
+            if not isinstance(kind, str) or "struct" in kind or ("O" in kind and not _STRINGS & set(names)):
                 raise ValueError(f"{name} has values of dtype {dtype!r}, which are not numbers: write them as such")
 
 
-def _nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
-    """What describes an array, at whatever depth, but not in attributes."""
-    if not isinstance(tree, Mapping):
+def _array_descriptions(metadata: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the descriptions of arrays in metadata, at any depth but not within attributes."""
+    if not isinstance(metadata, Mapping):
         return
-    if any(name in tree for name in _CODED):
-        yield tree
+    if any(name in metadata for name in _CODEC_FIELDS):
+        yield metadata
         return
-    for name, branch in tree.items():
+    for name, branch in metadata.items():
         if name != "attributes" and not name.endswith(".zattrs"):
-            yield from _nodes(branch)
+            yield from _array_descriptions(branch)
 
 
-def _codecs(node: Mapping[str, Any]) -> Iterator[str]:
-    """The names of all codecs of an array, those within shards too."""
-    for name in _CODED:
-        given = node.get(name) or ()
+def _codec_names(description: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of all codecs of an array, with those within its shards."""
+    for field in _CODEC_FIELDS:
+        given = description.get(field) or ()
         for codec in given if isinstance(given, list | tuple) else [given]:
-            if not isinstance(codec, Mapping):
-                yield str(codec)
-                continue
-            yield from (str(codec[key]) for key in ("id", "name") if key in codec)
-            configuration = codec.get("configuration")
-            if isinstance(configuration, Mapping):
-                yield from _codecs(configuration)
+            settings = codec if isinstance(codec, Mapping) else {"name": codec}
+            yield from (str(settings[key]) for key in ("id", "name") if key in settings)
+            if isinstance(configuration := settings.get("configuration"), Mapping):
+                yield from _codec_names(configuration)

@@ -1,4 +1,4 @@
-"""What a store does not do at once: it is asked again; and what it does not do at all, in one sentence."""
+"""Retry what a store may do at the next try, and report what it never does in one sentence."""
 
 from __future__ import annotations
 
@@ -6,75 +6,102 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from daskgmm.urls import presentable
 
 T = TypeVar("T")
 
-_PAUSES = (0.1, 0.4, 1.5)  # seconds, between tries; half as long to half as long again, lest all workers come at once
-_PATIENCE = 30.0  # seconds after which nothing is tried again: clients of object stores try for long by themselves
-# What is raised where there is nothing, or nothing that can be opened, as it will be in a second.
+# Seconds between tries, each times a random factor of 0.5 to 1.5: workers that fail together retry at different times.
+_PAUSES = (0.1, 0.4, 1.5)
+_PATIENCE = 30.0  # seconds after which nothing is retried: clients of object stores retry for long by themselves
+# Errors that say that there is nothing, or nothing that can be opened. A second later they would be raised again.
 PERMANENT = (
     *(ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError),
     *(FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError),
 )
-_KINDS = (  # how codecs say that a chunk is not what was written
+_CHUNK_FAULTS = (  # how codecs say that a chunk differs from the one that was written
     ("fails its checksum", re.compile("checksum|crc check", re.I)),
     ("is truncated", re.compile("truncated|incomplete|bytes of|ended before|cannot reshape|must be a divisor", re.I)),
 )
-_ASIDE = re.compile(r" Debug source: .*|\| context: .*?(?=\|->|$)")  # what obstore and icechunk say to developers
+_DEBUG_DETAILS = re.compile(r" Debug source: .*|\| context: .*?(?=\|->|$)")  # of obstore and icechunk
+
+
+class StoreUnavailable(OSError):
+    """A store cannot be read after all tries, which says nothing of its contents."""
 
 
 def retried(action: Callable[[], T], final: tuple[type[Exception], ...] = ()) -> T:
-    """The result of an action that may be done again, whatever it raises but for a lack of memory and what is final."""
-    final = (MemoryError, *final)
+    """Return the result of an action, which is tried up to four times.
+
+    Parameters
+    ----------
+    action : callable
+        May be run again after an error.
+    final : tuple of exception types
+        Errors that end the tries at once, as do a lack of memory and `StoreUnavailable`, which an inner call raises.
+    """
+    final = (MemoryError, StoreUnavailable, *final)
     end = time.monotonic() + _PATIENCE
     for pause in _PAUSES:
         try:
             return action()
         except final:
             raise
-        except Exception:  # each store and codec raises its own: a transfer cut short looks like a chunk that is wrong
+        except Exception:  # each store and codec raises its own: an interrupted transfer looks like a wrong chunk
             if time.monotonic() > end:
                 raise
             time.sleep(pause * random.uniform(0.5, 1.5))
     return action()
 
 
-def reason(error: BaseException) -> str:
-    """What an error says, in a line."""
-    text = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-    return presentable(_ASIDE.sub("", text)).rstrip(".:") or type(error).__name__
+@contextmanager
+def raise_as(
+    failure: Callable[[Any, Exception], Exception], what: Any, passed: tuple[type[Exception], ...] = (MemoryError,)
+) -> Iterator[None]:
+    """Raise ``failure(what, error)`` in place of any error but those of the types ``passed``."""
+    try:
+        yield
+    except passed:
+        raise
+    except Exception as error:
+        raise failure(what, error) from cause(error)
 
 
 def cause(error: BaseException) -> BaseException | None:
-    """What an error may be raised from: it, unless it or what it came from holds what is not for all eyes."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if presentable(seen) != str(seen):
+    """Return the error as a cause to raise from, or None if it or an error that it came from shows secrets."""
+    link: BaseException | None = error
+    while link is not None:
+        if presentable(link) != str(link):
             return None
-        seen = seen.__cause__ or seen.__context__
+        link = link.__cause__ or link.__context__
     return error
 
 
-def what_is_wrong(error: BaseException) -> str:
-    """What is the matter with a chunk that raised it when it was read."""
-    kind = next((kind for kind, says in _KINDS if says.search(str(error))), "cannot be read")
+def reason(error: BaseException) -> str:
+    """Return the message of an error in one line, without secrets."""
+    text = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return presentable(_DEBUG_DETAILS.sub("", text)).rstrip(".:") or type(error).__name__
+
+
+def chunk_fault(error: BaseException) -> str:
+    """Describe the fault of a chunk by the error that reading it raised."""
+    kind = next((kind for kind, says in _CHUNK_FAULTS if says.search(str(error))), "cannot be read")
     return f"{kind} ({reason(error)})"
 
 
-def unread(what: str, error: BaseException) -> OSError:
-    """The error that a store does not give something, after all tries."""
-    return OSError(
+def read_error(what: str, error: BaseException) -> StoreUnavailable:
+    """Build the error that something cannot be read after all tries."""
+    return StoreUnavailable(
         f"cannot read {what} ({reason(error)}): see to the store, its limits and the permissions, and run the same "
         "again"
     )
 
 
-def unwritten(what: str, error: BaseException) -> OSError:
-    """The error that something cannot be written."""
+def write_error(what: str, error: BaseException) -> OSError:
+    """Build the error that something cannot be written after all tries."""
     return OSError(
         f"cannot write {what} ({reason(error)}): make space, or see to the permissions, and run the same again; "
         "what is written stays"
@@ -82,7 +109,7 @@ def unwritten(what: str, error: BaseException) -> OSError:
 
 
 def flush_to_disk(path: str | os.PathLike[str]) -> None:
-    """Have a file or a directory on the disk before anything that relies on it."""
+    """Flush a file or a directory to the disk, before anything is written that relies on it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

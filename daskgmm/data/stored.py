@@ -1,4 +1,4 @@
-"""Arrays in a store, as they are read: what is missing, torn or not to be trusted is never taken for data."""
+"""Arrays of a store, read so that a missing, torn or untrusted chunk is an error and never data."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
 from daskgmm.data.codecs import check_document, check_metadata, is_document
-from daskgmm.data.retry import cause, reason, retried, unread, what_is_wrong
+from daskgmm.data.retry import cause, chunk_fault, raise_as, read_error, reason, retried
 from daskgmm.urls import presentable
 
 
-class Guarded(WrapperStore[Store]):
-    """A store whose metadata are checked before anybody reads by them, and whose chunks do not vanish unseen."""
+class GuardedStore(WrapperStore[Store]):
+    """A store that checks metadata before Zarr uses them, and raises where a chunk vanishes from a complete array."""
 
-    def __init__(self, store: Store, whole: set[str] | None = None) -> None:
+    def __init__(self, store: Store, complete: set[str] | None = None) -> None:
         super().__init__(store)
-        self.whole = set() if whole is None else whole  # prefixes of arrays of which every chunk is there
+        self.complete = set() if complete is None else complete  # prefixes of arrays that had all their chunks
 
-    def _with_store(self, store: Store) -> Guarded:
-        return Guarded(store, self.whole)
+    def _with_store(self, store: Store) -> GuardedStore:
+        return GuardedStore(store, self.complete)
 
     def __str__(self) -> str:
         return presentable(self._store)
 
     def __repr__(self) -> str:
-        return f"Guarded({self})"
+        return f"GuardedStore({self})"
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         try:
@@ -45,8 +45,8 @@ class Guarded(WrapperStore[Store]):
                 raise
             raise ChunkUnavailable(reason(error)) from cause(error)
         if value is None:
-            if any(key.startswith(prefix) for prefix in self.whole) and not is_document(key):
-                raise Missing(key)
+            if any(key.startswith(prefix) for prefix in self.complete) and not is_document(key):
+                raise ChunkMissing(key)
         elif is_document(key):
             check_document(key, value.to_bytes())
         else:
@@ -60,35 +60,35 @@ class Guarded(WrapperStore[Store]):
         return await self._store.getsize_prefix(prefix)
 
 
-class Missing(LookupError):
-    """A chunk that was there is not: Zarr would read the fill value without a word."""
+class ChunkMissing(LookupError):
+    """A chunk that existed is absent: Zarr would silently read the fill value."""
 
 
 class ChunkUnavailable(OSError):
-    """A store does not give a chunk, which says nothing of what is in it."""
+    """A store does not return a chunk, which says nothing of the chunk's contents."""
 
 
 def _check_length(n: int, byte_range: ByteRequest | None) -> None:
-    """Refuse what was cut off: of a shard, Zarr would take it for chunks that were never written."""
+    """Refuse fewer bytes than were requested: in a truncated shard, Zarr would take chunks for never written."""
     asked = byte_range.end - byte_range.start if isinstance(byte_range, RangeByteRequest) else 1
     if n < asked:
         raise ValueError(f"{n} bytes of {asked} or more are there")
 
 
 def guarded(node: zarr.Array[Any] | zarr.Group) -> zarr.Array[Any] | zarr.Group:
-    """An array or group that somebody opened, on a guarded store."""
+    """Open an array or group that the caller opened again, on a `GuardedStore`."""
     store = node.store
-    if isinstance(store, Guarded):
+    if isinstance(store, GuardedStore):
         return node
     if isinstance(node, zarr.Array):
         check_metadata(node.path, node.metadata.to_dict())
-    mode: Any = "r" if store.read_only else "r+"  # which makes no copy of the store
-    return zarr.open(Guarded(store), path=node.path, mode=mode, zarr_format=node.metadata.zarr_format)
+    mode: Any = "r" if store.read_only else "r+"  # the store's own mode: with another one, Zarr would copy the store
+    return zarr.open(GuardedStore(store), path=node.path, mode=mode, zarr_format=node.metadata.zarr_format)
 
 
 @dataclass(frozen=True)
-class Lazy:
-    """What is read by ``lazy[region]``, again where that fails: a variable of xarray's that is not in memory."""
+class LazyArray:
+    """A variable of xarray that is not in memory, read by ``lazy[region]`` with retries."""
 
     array: Any
 
@@ -101,78 +101,69 @@ class Lazy:
         return self.array.dtype
 
     def __getitem__(self, region: tuple[slice, ...]) -> npt.NDArray[np.generic]:
-        try:
-            return retried(lambda: np.asarray(self.array[region]))
-        except MemoryError:
-            raise
-        except Exception as error:
-            place = ", ".join(
-                f"{dim} {s.start} to {s.stop - 1}" for dim, s in zip(self.array.dims, region, strict=False)
-            )
-            raise unread(f"{place} of a variable", error) from cause(error)
+        with raise_as(self._failure, region):
+            return retried(partial(self._read, region))
+
+    def _read(self, region: tuple[slice, ...]) -> npt.NDArray[np.generic]:
+        return np.asarray(self.array[region])
+
+    def _failure(self, region: tuple[slice, ...], error: Exception) -> OSError:
+        """Build the error that a region cannot be read."""
+        place = ", ".join(f"{dim} {s.start} to {s.stop - 1}" for dim, s in zip(self.array.dims, region, strict=False))
+        return read_error(f"{place} of a variable", error)
 
 
 @dataclass(frozen=True)
-class Stored(Lazy):
-    """An array of a store, or a variable that xarray decodes from it: the chunk that cannot be read is named."""
+class StoredArray(LazyArray):
+    """An array of a store, or the variable that xarray decodes from it, whose unreadable chunk is named."""
 
     origin: zarr.Array[Any]
-    axes: tuple[int, ...]  # those of the array, in the order of the origin's
+    axes: tuple[int, ...]  # of `array`, in the order of the axes of `origin`
 
     @property
-    def local(self) -> bool:
-        """Is it in files of this machine?"""
+    def is_local(self) -> bool:
+        """Whether the store is a directory of this machine."""
         store = self.origin.store
-        return isinstance(store._store if isinstance(store, Guarded) else store, LocalStore)
+        return isinstance(store._store if isinstance(store, GuardedStore) else store, LocalStore)
 
     def __getitem__(self, region: tuple[slice, ...]) -> npt.NDArray[np.generic]:
         try:
             return self._read(region)
         except MemoryError:
             raise
-        except Exception:  # whatever it was, it may not be again; and which chunk it was, only single reads tell
-            return self._chunk_by_chunk((*region, *map(slice, self.shape[len(region) :])))
+        except Exception:  # of any kind: it may not occur again, and only single reads show which chunk raised it
+            return self._read_chunks((*region, *map(slice, self.shape[len(region) :])))
 
-    def _chunk_by_chunk(self, region: tuple[slice, ...]) -> npt.NDArray[np.generic]:
+    def _read_chunks(self, region: tuple[slice, ...]) -> npt.NDArray[np.generic]:
+        """Read a region chunk by chunk, each with retries."""
         box = [slice(*s.indices(n)) for s, n in zip(region, self.shape, strict=True)]
         out = np.empty([s.stop - s.start for s in box], self.dtype)
-        for part in product(*map(_cuts, box, self._unit())):
+        chunks = dict(zip(self.axes, self.origin.chunks, strict=True))
+        for part in product(*(_cut(extent, chunks[axis]) for axis, extent in enumerate(box))):
             inside = tuple(slice(s.start - of.start, s.stop - of.start) for s, of in zip(part, box, strict=True))
-            try:
+            with raise_as(self._failure, part):
                 out[inside] = retried(partial(self._read, part))
-            except MemoryError:
-                raise
-            except Exception as error:
-                raise self._failure(part, error) from cause(error)
         return out
 
-    def _read(self, region: tuple[slice, ...]) -> npt.NDArray[np.generic]:
-        return np.asarray(self.array[region])
-
-    def _unit(self) -> list[int]:
-        """Of what is decoded at a time, the extent along each axis of the array."""
-        chunks = dict(zip(self.axes, self.origin.chunks, strict=True))
-        return [chunks[axis] for axis in range(len(self.shape))]
-
-    def _failure(self, part: tuple[slice, ...], error: Exception) -> OSError:
-        """What is said of a part of one chunk that cannot be read."""
+    def _failure(self, region: tuple[slice, ...], error: Exception) -> OSError:
+        """Build the error that a region within one chunk cannot be read."""
         unit = self.origin.shards or self.origin.chunks
-        at = tuple(part[axis].start // extent for axis, extent in zip(self.axes, unit, strict=True))
+        at = tuple(region[axis].start // extent for axis, extent in zip(self.axes, unit, strict=True))
         key = self.origin.metadata.encode_chunk_key(at)
         chunk = f"chunk {key!r} of array '{presentable(self.origin.store_path)}'"
-        if isinstance(error, Missing):
+        if isinstance(error, ChunkMissing):
             return OSError(
                 f"{chunk} is missing, which was there before: write it again, or pass missing='fill' if absent chunks "
                 f"stand for the fill value, {self.origin.fill_value}"
             )
         if isinstance(error, ChunkUnavailable):
-            return unread(chunk, error)
+            return read_error(chunk, error)
         return OSError(
-            f"{chunk} {what_is_wrong(error)}: if it is so again, write the chunk anew, or restore it from a copy"
+            f"{chunk} {chunk_fault(error)}: if it is so again, write the chunk anew, or restore it from a copy"
         )
 
 
-def _cuts(extent: slice, unit: int) -> list[slice]:
-    """The parts of an extent along an axis, each of one chunk."""
+def _cut(extent: slice, unit: int) -> list[slice]:
+    """Cut an extent along an axis at the edges of chunks of ``unit``."""
     edges = [extent.start, *range((extent.start // unit + 1) * unit, extent.stop, unit), extent.stop]
     return [slice(a, b) for a, b in pairwise(edges)]

@@ -21,18 +21,18 @@ from daskgmm.data.dask import of_dask
 from daskgmm.data.retry import reason
 from daskgmm.data.zarr import of_stored
 
-_DESCRIBING = ("grid_mapping", "bounds", "climatology")  # CF's attributes that name such variables
-# Of an encoding, what values mean. How they are stored (chunks, compressors) holds in a store of their format alone.
+_DESCRIBING = ("grid_mapping", "bounds", "climatology")  # CF's attributes that name variables which describe others
+# The entries of an encoding that give values their meaning. Others (chunks, compressors) hold for one format alone.
 _MEANING = {"dtype", "units", "calendar", "scale_factor", "add_offset", "_FillValue", "missing_value", "grid_mapping"}
 
 
 def open_netcdf(path: str | os.PathLike[str]) -> xr.Dataset:
-    """A NetCDF file, to be read piece by piece, by whoever sees the file.
+    """Open a NetCDF file, which every task then reads by itself.
 
     Raises
     ------
     ValueError
-        It cannot be read, or there is no package to do so.
+        The file cannot be read, or no package for NetCDF is installed.
     """
     try:
         return xr.open_dataset(path, chunks=None, decode_coords="all")
@@ -43,18 +43,20 @@ def open_netcdf(path: str | os.PathLike[str]) -> xr.Dataset:
         ) from error
 
 
-def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, beside: RowAnnotations = NO_ANNOTATIONS) -> Samples:
-    """Samples of a Dataset: one feature a variable, one sample a point of the dimensions they share.
+def of_dataset(
+    ds: xr.Dataset, variables: Sequence[str] | None, annotations: RowAnnotations = NO_ANNOTATIONS
+) -> Samples:
+    """Describe the samples of a Dataset: one feature per variable, one sample per point of their shared dimensions.
 
     Raises
     ------
     ValueError
         A variable is missing, or they do not all have the same dimensions.
     """
-    names = tuple(str(name) for name in (variables if variables is not None else features(ds)))
+    names = tuple(str(name) for name in (variables if variables is not None else feature_names(ds)))
     if not names:
         raise ValueError("the Dataset has no data variables: the variables are the features, give it some")
-    arrays = [variable(ds, name) for name in names]
+    arrays = [get_variable(ds, name) for name in names]
     dims = arrays[0].dims
     for name, array in zip(names, arrays, strict=True):
         check_real(array.dtype, f"variable {name!r}")
@@ -65,39 +67,38 @@ def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, beside: RowAnnot
             )
     if not dims:
         raise ValueError("the variables have no dimensions, so there is one sample: give arrays")
-    parts = [array.variable.transpose(*dims) for array in arrays]
-    samples = _of_variables(parts, parts[0].shape, len(parts), _aligned(beside, ds, dims))
-    flags = tuple(tuple(map(float, np.ravel(array.attrs.get("flag_values", ())))) for array in arrays)
+    features = [array.variable.transpose(*dims) for array in arrays]
+    samples = _of_variables(features, features[0].shape, len(features), _aligned(annotations, ds, dims))
     grid_mapping = _grid_mapping(arrays)
-    mapped = () if grid_mapping is None else _words(grid_mapping[1])
-    coords = _coords(ds, dims)
-    coords |= {name: _described(ds.variables[name]) for name in mapped if name in ds and not ds[name].dims}
+    coords = _sample_coords(ds, dims)
+    mapped = () if grid_mapping is None else _names_in(grid_mapping[1])
+    coords |= {name: _for_output(ds.variables[name]) for name in mapped if name in ds and not ds[name].dims}
     return replace(
         samples,
         names=names,
         units=tuple(str(array.attrs.get("units", "")) for array in arrays),
-        categories=flags,
+        categories=tuple(tuple(map(float, np.ravel(array.attrs.get("flag_values", ())))) for array in arrays),
         dims=tuple(map(str, dims)),
         coords=coords,
         grid_mapping=grid_mapping,
     )
 
 
-def features(ds: xr.Dataset) -> list[str]:
-    """The data variables, but for those that CF has to describe others: grid mappings and bounds."""
-    said = [
-        about[kind]
+def feature_names(ds: xr.Dataset) -> list[str]:
+    """Return the names of the data variables, without grid mappings and bounds, which in CF describe others."""
+    describing = {
+        name
         for variable in ds.variables.values()
-        for about in (variable.attrs, variable.encoding)
+        for entries in (variable.attrs, variable.encoding)
         for kind in _DESCRIBING
-        if kind in about
-    ]
-    others = {word for text in said for word in _words(text)}
-    return [str(name) for name in ds.data_vars if name not in others]
+        if kind in entries
+        for name in _names_in(entries[kind])
+    }
+    return [str(name) for name in ds.data_vars if name not in describing]
 
 
-def of_dataarray(array: xr.DataArray, beside: RowAnnotations = NO_ANNOTATIONS) -> Samples:
-    """Samples of a DataArray whose last dimension holds the features.
+def of_dataarray(array: xr.DataArray, annotations: RowAnnotations = NO_ANNOTATIONS) -> Samples:
+    """Describe the samples of a DataArray whose last dimension holds the features.
 
     Raises
     ------
@@ -111,22 +112,21 @@ def of_dataarray(array: xr.DataArray, beside: RowAnnotations = NO_ANNOTATIONS) -
         )
     check_real(array.dtype, "the DataArray")
     dims = array.dims[:-1]
-    samples = _of_variables([array.variable], array.shape[:-1], array.shape[-1], _aligned(beside, array, dims))
-    labels = array.coords.get(array.dims[-1])
-    named = labels is not None and labels.dtype.kind in "UOT"
+    samples = _of_variables([array.variable], array.shape[:-1], array.shape[-1], _aligned(annotations, array, dims))
+    names = array.coords.get(array.dims[-1])
     return replace(
         samples,
-        names=tuple(map(str, labels.values)) if named and labels is not None else None,
+        names=tuple(map(str, names.values)) if names is not None and names.dtype.kind in "UOT" else None,
         units=(str(array.attrs.get("units", "")),) * array.shape[-1],
         feature_dim=str(array.dims[-1]),
         dims=tuple(map(str, dims)),
-        coords=_coords(array, dims),
+        coords=_sample_coords(array, dims),
         grid_mapping=_grid_mapping([array]),
     )
 
 
-def variable(ds: xr.Dataset, name: str) -> xr.DataArray:
-    """A variable of a Dataset.
+def get_variable(ds: xr.Dataset, name: str) -> xr.DataArray:
+    """Return a variable of a Dataset.
 
     Raises
     ------
@@ -157,8 +157,32 @@ def wrap(
     return result
 
 
+def _of_variables(
+    features: Sequence[xr.Variable], shape: tuple[int, ...], n_features: int, annotations: RowAnnotations
+) -> Samples:
+    """Describe samples in variables of the same dimensions, by how the variables are held."""
+    if chunked := [feature for feature in features if feature.chunks is not None]:
+        arrays = [feature.chunk(chunked[0].chunksizes).data for feature in features]
+        return of_dask(arrays, shape, n_features, annotations)
+    if all(feature._in_memory for feature in features):
+        return of_numpy([feature.values for feature in features], shape, n_features, annotations)
+    dims = features[0].dims[: len(shape)]
+    grids = [feature.encoding.get("preferred_chunks", {}) for feature in features]  # dims in the order of storage
+    shards = [
+        dict(zip(grid, feature.encoding.get("shards") or (), strict=False))
+        for grid, feature in zip(grids, features, strict=True)
+    ]
+    chunks = _largest(dims, grids, (1, *shape[1:]))  # a file that is not chunked: some rows at a time
+    return of_stored(features, shape, n_features, chunks, _largest(dims, shards, chunks), annotations)
+
+
+def _largest(dims: Sequence[Any], grids: Sequence[Mapping[Any, int]], otherwise: Sequence[int]) -> list[int]:
+    """Return the largest extent along each dimension."""
+    return [max(grid.get(dim, 0) for grid in grids) or extent for dim, extent in zip(dims, otherwise, strict=True)]
+
+
 def _grid_mapping(arrays: Sequence[xr.DataArray]) -> tuple[str, str] | None:
-    """Where the first array that has a grid mapping says so, and what."""
+    """Return where the first array with a grid mapping has it, "attrs" or "encoding", and its value."""
     for array in arrays:
         for where in ("attrs", "encoding"):
             if (mapping := getattr(array, where).get("grid_mapping")) is not None:
@@ -166,48 +190,26 @@ def _grid_mapping(arrays: Sequence[xr.DataArray]) -> tuple[str, str] | None:
     return None
 
 
-def _words(text: Any) -> list[str]:
-    """Names in an attribute that names variables, perhaps as "name: variable …"."""
+def _names_in(text: Any) -> list[str]:
+    """Split an attribute that names variables, perhaps as "name: variable …"."""
     return str(text).replace(":", " ").split()
 
 
-def _of_variables(
-    parts: Sequence[xr.Variable], shape: tuple[int, ...], n_features: int, beside: RowAnnotations
-) -> Samples:
-    if chunked := [part for part in parts if part.chunks is not None]:
-        return of_dask([part.chunk(chunked[0].chunksizes).data for part in parts], shape, n_features, beside)
-    if all(part._in_memory for part in parts):
-        return of_numpy([part.values for part in parts], shape, n_features, beside)
-    dims = parts[0].dims[: len(shape)]
-    grids = [part.encoding.get("preferred_chunks", {}) for part in parts]  # dims in the order of storage
-    shards = [dict(zip(g, p.encoding.get("shards") or (), strict=False)) for g, p in zip(grids, parts, strict=True)]
-    chunks = _common(dims, grids, (1, *shape[1:]))  # a file that is not chunked: some rows at a time
-    return of_stored(parts, shape, n_features, chunks, _common(dims, shards, chunks), beside)
+def _sample_coords(source: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> dict[Any, Any]:
+    return {name: _for_output(c.variable) for name, c in source.coords.items() if set(c.dims) <= set(dims)}
 
 
-def _common(dims: Sequence[Any], grids: Sequence[Mapping[Any, int]], otherwise: Sequence[int]) -> list[int]:
-    """The largest extent along each dimension."""
-    return [
-        max((grid[dim] for grid in grids if dim in grid), default=extent)
-        for dim, extent in zip(dims, otherwise, strict=True)
-    ]
+def _for_output(variable: xr.Variable) -> xr.Variable:
+    """Copy a coordinate for results: with its meaning, and without bounds, which have a dimension of their own."""
+    copy = variable.copy(deep=False)
+    copy.encoding = {name: value for name, value in variable.encoding.items() if name in _MEANING}
+    copy.attrs = {name: value for name, value in variable.attrs.items() if name not in ("bounds", "climatology")}
+    return copy
 
 
-def _coords(source: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> dict[Any, Any]:
-    """Those of the samples."""
-    return {name: _described(c.variable) for name, c in source.coords.items() if set(c.dims) <= set(dims)}
-
-
-def _described(variable: xr.Variable) -> xr.Variable:
-    """As it is written beside results: with what it means, and without bounds, which have a dimension of their own."""
-    found = variable.copy(deep=False)
-    found.encoding = {name: value for name, value in variable.encoding.items() if name in _MEANING}
-    found.attrs = {name: value for name, value in variable.attrs.items() if name not in ("bounds", "climatology")}
-    return found
-
-
-def _aligned(beside: RowAnnotations, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> RowAnnotations:
-    return RowAnnotations(*(_aligned_array(name, array, samples, dims) for name, array in beside.named))
+def _aligned(annotations: RowAnnotations, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> RowAnnotations:
+    """Bring annotations that are DataArrays to the samples' order of dimensions, and refuse other coordinates."""
+    return RowAnnotations(*(_aligned_array(name, array, samples, dims) for name, array in annotations.named))
 
 
 def _aligned_array(name: str, array: Any, samples: xr.Dataset | xr.DataArray, dims: Sequence[Any]) -> Any:
@@ -223,7 +225,7 @@ def _aligned_array(name: str, array: Any, samples: xr.Dataset | xr.DataArray, di
     except ValueError as error:
         raise ValueError(f"{name} has other coordinates than the samples: give it theirs (xarray.align)") from error
     own = [dim for dim in dims if dim in array.dims]
-    found = array.transpose(*own).variable
+    variable = array.transpose(*own).variable
     if len(own) == len(dims):
-        return found
-    return BroadcastArray(found, tuple(map(dims.index, own)), tuple(samples.sizes[dim] for dim in dims))
+        return variable
+    return BroadcastArray(variable, tuple(map(dims.index, own)), tuple(samples.sizes[dim] for dim in dims))

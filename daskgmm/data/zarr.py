@@ -22,8 +22,8 @@ from zarr.storage._common import make_store
 from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
 from daskgmm.data.broadcast import BroadcastArray
 from daskgmm.data.checks import NO_ANNOTATIONS, RowAnnotations, check_extent
-from daskgmm.data.retry import PERMANENT, cause, reason, retried, unread
-from daskgmm.data.stored import Guarded
+from daskgmm.data.retry import PERMANENT, cause, raise_as, read_error, reason, retried
+from daskgmm.data.stored import GuardedStore
 from daskgmm.urls import presentable
 
 
@@ -45,20 +45,23 @@ def open_store(store: str | os.PathLike[str] | Store) -> zarr.Array[Any] | zarr.
         ) from cause(error)
 
 
-def store_at(path: str | os.PathLike[str] | Store) -> Guarded:
-    """The store at a local path or fsspec URL, to be read."""
-    return Guarded(sync(make_store(path if isinstance(path, Store) else os.fspath(path), mode="r")))
+def store_at(path: str | os.PathLike[str] | Store) -> GuardedStore:
+    """Return the store at a local path or fsspec URL, for reading."""
+    return GuardedStore(sync(make_store(path if isinstance(path, Store) else os.fspath(path), mode="r")))
 
 
 def of_zarr(
-    arrays: Sequence[zarr.Array[Any]], shape: tuple[int, ...], n_features: int, beside: RowAnnotations = NO_ANNOTATIONS
+    arrays: Sequence[zarr.Array[Any]],
+    shape: tuple[int, ...],
+    n_features: int,
+    annotations: RowAnnotations = NO_ANNOTATIONS,
 ) -> Samples:
-    """Samples in Zarr arrays: one with the features last, or one a feature."""
+    """Describe samples in Zarr arrays: one array with the features last, or one array per feature."""
     ndim = len(shape)
-    chunks = _common(array.chunks[:ndim] for array in arrays)
-    shards = _common((array.shards or array.chunks)[:ndim] for array in arrays)
+    chunks = _largest(array.chunks[:ndim] for array in arrays)
+    shards = _largest((array.shards or array.chunks)[:ndim] for array in arrays)
     units = [str(dict(array.attrs).get("units", "")) for array in arrays]
-    samples = of_stored(arrays, shape, n_features, chunks, shards, beside)
+    samples = of_stored(arrays, shape, n_features, chunks, shards, annotations)
     return replace(samples, units=tuple(units if len(units) == n_features else units * n_features))
 
 
@@ -68,43 +71,40 @@ def of_stored(
     n_features: int,
     chunks: Sequence[int],
     shards: Sequence[int],
-    beside: RowAnnotations = NO_ANNOTATIONS,
+    annotations: RowAnnotations = NO_ANNOTATIONS,
 ) -> Samples:
-    """Samples in arrays that are read region by region, by whoever needs them."""
+    """Describe samples in arrays that each task reads region by region."""
     check_extent(shape, n_features)
     dtype = np.result_type(*(array.dtype for array in arrays))
     blocks = regular_blocks(shape, n_features, chunks, shards)
-    beside = beside.checked(shape)
     return Samples(
         shape,
         n_features,
         dtype,
         blocks,
-        Source(tuple(arrays), *map(_computed, beside)),
-        region_bytes=max((region_size(r) for b in blocks[:1] for r in b.regions), default=0)
-        * n_features
-        * dtype.itemsize,
+        Source(tuple(arrays), *map(_computed, annotations.checked(shape))),
+        region_bytes=max(map(region_size, blocks[0].regions)) * n_features * dtype.itemsize,
     )
 
 
 def _computed(array: Any) -> Any:
-    """What comes beside a store, where that is lazy: once, and not by each reader."""
+    """Compute a lazy annotation once here, rather than in each task."""
     if isinstance(array, BroadcastArray):
         return replace(array, array=_computed(array.array))
     return np.asarray(array) if is_dask_collection(array) else array
 
 
-def _common(grids: Iterable[Sequence[int]]) -> tuple[int, ...]:
-    """The largest extent along each axis: whole units of all, where one's are multiples of the other's."""
+def _largest(grids: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """Return the largest extent along each axis: whole units of all grids, where one's are multiples of another's."""
     return tuple(max(axis) for axis in zip(*grids, strict=True))
 
 
 @dataclass(frozen=True)
 class StoreRoot:
-    """Where arrays are stored."""
+    """The array or group that holds the samples: a store, and the key of its metadata."""
 
     store: Store
-    key: str  # of the metadata
+    key: str
 
     @staticmethod
     def of(node: zarr.Array[Any] | zarr.Group) -> StoreRoot:
@@ -113,27 +113,26 @@ class StoreRoot:
         return StoreRoot(node.store, f"{node.path}/{name}" if node.path else name)
 
     def check(self) -> None:
-        """Refuse to read where the store cannot be seen: every chunk would be missing, and read as the fill value.
+        """Refuse to read where the store cannot be seen: every chunk would be absent and read as the fill value.
 
         Raises
         ------
         FileNotFoundError
+            The store holds no such metadata.
         OSError
-            It does not say so, as where a worker's credentials are others.
+            The store cannot be asked, as with other credentials on a worker.
         """
-        try:
-            there = retried(lambda: sync(self.store.exists(self.key)), final=PERMANENT)
-        except Exception as error:
-            raise unread(f"'{presentable(self.store)}/{self.key}'", error) from cause(error)
-        if not there:
+        with raise_as(read_error, f"'{presentable(self.store)}/{self.key}'"):
+            exists = retried(lambda: sync(self.store.exists(self.key)), final=PERMANENT)
+        if not exists:
             raise FileNotFoundError(
                 f"{presentable(self.store)}/{self.key} is not there for this worker: put the data where all workers "
                 "can read them, or use workers that can"
             )
 
     def stamp(self) -> str | None:
-        """The same as long as nothing is written below the metadata; None where the store does not tell when it was."""
-        store = self.store._store if isinstance(self.store, Guarded) else self.store
+        """Return a fingerprint of the files below, by name, size and time; None where the store gives no times."""
+        store = self.store._store if isinstance(self.store, GuardedStore) else self.store
         prefix = self.key.rpartition("/")[0]
         if isinstance(store, LocalStore):
             found = retried(lambda: LocalFileSystem().find(str(store.root / prefix), detail=True))
@@ -149,39 +148,32 @@ class StoreRoot:
 
 
 def check_complete(array: zarr.Array[Any]) -> None:
-    """Refuse an array of which a chunk was never written: it would read as the fill value without a word.
+    """Refuse an array of which a chunk was never written, as it would silently read as the fill value.
 
-    On a guarded store, one that is lost later is not read either.
+    On a guarded store, a chunk that is lost later is refused, too.
 
     Raises
     ------
     ValueError
-        Names the first missing chunk.
+        A chunk is missing; the message names the first one.
     OSError
-        The store does not say which there are.
+        The store does not list its chunks.
     """
     unit = array.shards or array.chunks
     grid = [range(-(-size // step)) for size, step in zip(array.shape, unit, strict=True)]
-    try:  # a listing may take many requests: it is tried again by itself, and not only with all else that opens data
-        present = set(retried(lambda: sync(_keys(array)), final=PERMANENT))
-    except Exception as error:
-        raise unread(f"the list of chunks of array '{presentable(array.store_path)}'", error) from cause(error)
-    missing = [key for at in product(*grid) if (key := array.metadata.encode_chunk_key(at)) not in present]
+    prefix = f"{array.path}/" if array.path else ""
+    with raise_as(read_error, f"the list of chunks of array '{presentable(array.store_path)}'"):
+        present = set(retried(lambda: sync(_list(array.store, prefix)), final=PERMANENT))
+    missing = [key for at in product(*grid) if prefix + (key := array.metadata.encode_chunk_key(at)) not in present]
     if missing:
         raise ValueError(
             f"chunk {missing[0]!r} of array {array.name or '/'!r} is missing ({len(missing)} of "
             f"{prod(map(len, grid))}): write it again, or pass missing='fill' if absent chunks stand for the "
             f"fill value, {array.fill_value}"
         )
-    if isinstance(array.store, Guarded):
-        array.store.whole.add(_prefix(array))
+    if isinstance(array.store, GuardedStore):
+        array.store.complete.add(prefix)
 
 
-async def _keys(array: zarr.Array[Any]) -> list[str]:
-    prefix = _prefix(array)
-    return [key.removeprefix(prefix) async for key in array.store.list_prefix(prefix)]
-
-
-def _prefix(array: zarr.Array[Any]) -> str:
-    """What the keys of its chunks begin with."""
-    return f"{array.path}/" if array.path else ""
+async def _list(store: Store, prefix: str) -> list[str]:
+    return [key async for key in store.list_prefix(prefix)]

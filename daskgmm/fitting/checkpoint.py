@@ -281,7 +281,7 @@ def _described(samples: Samples) -> dict[str, Any]:
         "features": samples.names,
         "chunks": hashlib.sha256(regions).hexdigest(),
         "levels": samples.categories,
-        "arrays beside": samples.source.beside,
+        "arrays beside": samples.source.annotation_names,
     }
 
 

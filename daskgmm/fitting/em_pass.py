@@ -125,7 +125,7 @@ def check_data_unchanged(samples: Samples, before: Survey, now: Survey) -> None:
     same = (before.blocks == now.blocks) | (np.isnan(before.blocks) & np.isnan(now.blocks))
     if not same.all():
         block = samples.blocks[int(np.argmin(same.all(axis=1)))]
-        first, last = samples.place(block, 0, None), samples.place(block, block.n - 1, None)
+        first, last = samples.locator(block, 0, None), samples.locator(block, block.n - 1, None)
         raise ValueError(
             f"the data changed since they were surveyed, first between {first} and {last} ({(~same).any(axis=1).sum()} "
             f"of {len(same)} blocks): fit them from the start, once nothing writes to them"

@@ -22,7 +22,7 @@ from daskgmm.fitting.options import Options
 from daskgmm.fitting.starts import Start, first_m_step, further
 from daskgmm.fitting.survey import Survey
 from daskgmm.passes.graph import total
-from daskgmm.passes.reader import Labelled, Reader, encode_pieces
+from daskgmm.passes.reader import Reader, RowPiece, encode_pieces
 
 
 def sum_labelled(reader: Reader, survey: Survey, em: EM, k: int) -> tuple[Known, int]:
@@ -82,7 +82,7 @@ def _typical(survey: Survey, em: EM, known: Known) -> Array:
     return shifted(np.repeat(moments, len(known.moments), axis=0), -known.blank.centres, blank.products)
 
 
-def _known(block: Block, pieces: Iterator[Labelled], encoding: FeatureEncoding, blank: Components) -> tuple[Stats, ...]:
+def _known(block: Block, pieces: Iterator[RowPiece], encoding: FeatureEncoding, blank: Components) -> tuple[Stats, ...]:
     return labelled_stats(pieces, encoding, blank)
 
 
@@ -107,7 +107,7 @@ def _centres(survey: Survey, em: EM, known: Known, options: Options, rng: np.ran
     return found
 
 
-def labelled_stats(pieces: Iterable[Labelled], encoding: FeatureEncoding, blank: Components) -> tuple[Stats, ...]:
+def labelled_stats(pieces: Iterable[RowPiece], encoding: FeatureEncoding, blank: Components) -> tuple[Stats, ...]:
     """Moments of the rows with a label, each in its component."""
     total = nothing(blank)
     for x, (weights, labels) in pieces:

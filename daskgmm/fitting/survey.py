@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.blocks import Block, Samples
-from daskgmm.data.checks import first
+from daskgmm.data.checks import first_marked
 from daskgmm.families.encoding import PLAIN, FeatureEncoding
 from daskgmm.families.frame import Array
 from daskgmm.fitting.options import Options
 from daskgmm.passes.graph import gather
-from daskgmm.passes.reader import Labelled, Reader, not_finite_error, outside_error, split
+from daskgmm.passes.reader import Reader, RowPiece, not_finite_error, outside_error, split_annotations
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def draw(samples: Samples, size: int, rng: np.random.RandomState) -> list[npt.ND
 
 def survey_block(
     block: Block,
-    pieces: Iterator[Labelled],
+    pieces: Iterator[RowPiece],
     positions: npt.NDArray[np.int64],
     encoding: FeatureEncoding = PLAIN,
     k: int = 0,
@@ -101,7 +101,7 @@ def survey_block(
     start = block.start
     for x, beside in pieces:
         inside = positions[(positions >= start) & (positions < start + len(x))] - start
-        found.append(_survey(x, *split(beside), inside, start, encoding, k))
+        found.append(_survey(x, *split_annotations(beside), inside, start, encoding, k))
         start += len(x)
     survey = merge(found)
     return replace(survey, blocks=survey.blocks.sum(axis=0, keepdims=True))
@@ -171,14 +171,14 @@ def _components(labels: npt.NDArray[Any], start: int, k: int) -> tuple[npt.NDArr
 
 def _first(mask: npt.NDArray[np.bool_], x: npt.NDArray[Any], start: int) -> tuple[int, int, float] | None:
     """The first value that is marked, with the position of its row."""
-    found = first(mask, x)
+    found = first_marked(mask, x)
     return None if found is None else (start + found[0], *found[1:])
 
 
 def nothing_left(samples: Samples, encoding: FeatureEncoding, gaps: bool) -> ValueError:
     """The error that no row can be used; ``gaps``: some have missing values."""
     fact = f"no row of {samples.n} {'has a value' if encoding.skips else 'is complete'}"
-    if "weight" in samples.source.beside:
+    if "weight" in samples.source.annotation_names:
         if not gaps:
             return ValueError(f"no row of {samples.n} weighs anything: sample_weight needs non-zero numbers")
         fact += " and weighs something"

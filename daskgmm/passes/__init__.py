@@ -1,1 +1,1 @@
-"""Passes over blocks on Dask: what is mapped, read, added up and kept; nothing here knows of EM."""
+"""Passes over blocks on Dask: read, map a kernel, combine with +, keep decoded rows; knows no EM."""

@@ -1,4 +1,4 @@
-"""Where the command line computes: its own local workers, or a scheduler that runs already."""
+"""The workers of a command: local ones that it starts, or those of a running scheduler."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-_ENDING = "daskgmm-ending"
+_CLOSER = "daskgmm-closer"
 
 
 @contextlib.contextmanager
 def workers(scheduler: str | None, n_workers: int | None, memory_limit: str) -> Iterator[Any]:
-    """A Dask client, closed with its workers at the end; None for ``n_workers=0``: threads of this process.
+    """Yield a Dask client, closed with its workers at the end; None for ``n_workers=0``: threads of this process.
 
     Parameters
     ----------
     scheduler : str or None
         Address of a running scheduler, which is used and left running.
     n_workers : int or None
-        Local worker processes of one thread each; None: one a core.
+        Local worker processes of one thread each; None: one per core.
     memory_limit : str
         Of each local worker, as Dask writes it ("1GiB"; "auto": an equal share).
 
@@ -48,64 +48,65 @@ def workers(scheduler: str | None, n_workers: int | None, memory_limit: str) -> 
         with client:
             yield client
         return
-    # Workers import what this process does, even where the directory holds a daskgmm: they share its compiled kernel.
+    # Workers import this process's daskgmm even in a directory that holds another: they share its compiled kernel.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    with _signals_kept():
+    n_workers = n_workers or CPU_COUNT
+    with _signals_blocked():
         cluster: Any = SubprocessCluster(
-            n_workers=n_workers or CPU_COUNT,
+            n_workers=n_workers,
             threads_per_worker=1,
             worker_class="daskgmm.passes.cluster.nanny",
-            # Should this process be killed before it is connected, what it started ends by itself. A worker keeps the
-            # profiles of 3,600 cycles: of seconds, some 90 MB.
+            # Workers end by themselves if this process is killed before its client is connected. A worker keeps the
+            # profiles of 3,600 cycles: some 90 MB, if a cycle were a second.
             worker_kwargs={"memory_limit": memory_limit, "death_timeout": "30s", "profile_cycle_interval": "1m"},
             scheduler_kwargs={"idle_timeout": "1 day"},
             dashboard_address="127.0.0.1:0",
         )
     with cluster, Client(cluster) as client:
-        reading = asyncio.run_coroutine_threadsafe(_read(cluster.scheduler.process.stderr), cluster.loop.asyncio_loop)
-        client.register_plugin(_ending_with(client.id))
+        reading = asyncio.run_coroutine_threadsafe(_drain(cluster.scheduler.process.stderr), cluster.loop.asyncio_loop)
+        client.register_plugin(_scheduler_closer(client.id))
         try:
-            client.wait_for_workers(n_workers or CPU_COUNT, timeout=60)
+            client.wait_for_workers(n_workers, timeout=60)
             yield client
-        finally:  # the cluster ends in order
+        finally:  # the cluster closes in order, without the plugin
             reading.cancel()
             if client.status == "running":
-                client.unregister_scheduler_plugin(_ENDING)
+                client.unregister_scheduler_plugin(_CLOSER)
 
 
 def nanny(*args: Any, **options: Any) -> Any:
-    """What a local worker's process runs: a Nanny that no signal to this process's group reaches."""
+    """Start the Nanny of a local worker, in a process group of its own that this process's signals do not reach."""
     from distributed import Nanny
 
     os.setpgrp()
     return Nanny(*args, **options)
 
 
-async def _read(log: asyncio.StreamReader) -> None:
-    """What the scheduler says: once 190 kB of it had not been read, as where workers die, it would wait for ever."""
+async def _drain(log: asyncio.StreamReader) -> None:
+    """Read the scheduler's log: once 190 kB of it are unread, as where workers die, the scheduler waits forever."""
     while await log.read(2**16):
         pass
 
 
-def _ending_with(client: str) -> Any:
-    """What closes the scheduler once this process is gone: it may leave it idle for long, but not behind."""
+def _scheduler_closer(client: str) -> Any:
+    """Build a plugin that closes the scheduler once this process is gone; until then it may be idle for long."""
     from distributed import SchedulerPlugin
 
-    class Ending(SchedulerPlugin):
-        name = _ENDING
+    class Closer(SchedulerPlugin):
+        name = _CLOSER
 
         def remove_client(self, scheduler: Any, client: str, gone: str = client) -> None:
             if client == gone:
                 scheduler.loop.add_callback(scheduler.close)
 
-    return Ending()
+    return Closer()
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ctrl-C and SIGTERM, which often go to the whole group, wait until all has started, and do not reach what has.
+def _signals_blocked() -> Iterator[None]:
+    """Block Ctrl-C and SIGTERM, which often go to the whole process group, until all processes have started.
 
-    A process inherits that they are blocked; but a nanny's are not once it has started its worker.
+    The processes inherit that the signals are blocked; but a nanny unblocks them once it has started its worker.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:

@@ -1,7 +1,7 @@
-"""Decoded rows, kept in memory where they are computed with.
+"""The memory of a pass: how much a worker needs, and decoded rows kept in what is left.
 
-Each pass over a store reads and decompresses it anew, which may take as long as the arithmetic. What is kept are
-results of Dask's like any other: those that a lost worker held are made again.
+Each pass over a store reads and decompresses it anew, which may take as long as the arithmetic. Kept rows are
+ordinary results of Dask: rows that are lost with their worker are computed again.
 """
 
 from __future__ import annotations
@@ -16,54 +16,57 @@ from dask.delayed import Delayed
 
 from daskgmm.data.blocks import Block, Samples
 from daskgmm.families.frame import Rows
-from daskgmm.passes.execution import threads, worker_limits
-from daskgmm.passes.graph import tasks
+from daskgmm.passes.execution import thread_count, worker_limits
+from daskgmm.passes.graph import block_tasks
 from daskgmm.passes.reader import Reader
 
-_SHARE = 0.5  # of what workers have beyond a pass's need: Dask writes to disk from 60 % on, and spreads unevenly
-_SHARE_HERE = 0.25  # of the memory that this process may use, which has other things to hold
+# -----------------------------------------------------------------------------
+# Decoded rows, kept where they are computed with
+# -----------------------------------------------------------------------------
+
+_SHARE = 0.5  # of workers' memory beyond a pass's need: Dask spills to disk from 60 % on, and spreads results unevenly
+_SHARE_HERE = 0.25  # of the memory that this process may use, as it holds other things, too
 
 
 def keep_rows(samples: Samples, persist: bool | Literal["auto"]) -> Reader:
-    """Read samples from memory, if that is asked for or, with "auto", if they fit there; else from where they are."""
+    """Keep decoded rows in memory if ``persist`` is True, or if it is "auto" and they fit; else read the source."""
     reader = Reader(samples)
-    row = samples.n_features * samples.dtype.itemsize + 8 * len(samples.source.beside)
-    if samples.in_memory or not persist or (persist == "auto" and samples.n * row > _room(samples)):
+    row = samples.n_features * samples.dtype.itemsize + 8 * len(samples.source.annotation_names)
+    if samples.in_memory or not persist or (persist == "auto" and samples.n * row > _spare_memory(samples)):
         return reader
-    graph, keys = tasks(reader, _pieces)
+    graph, keys = block_tasks(reader, _decoded)
     kept = dask.persist(*(Delayed(key, graph) for key in keys))
     return replace(reader, kept=tuple((key, delayed.dask[key]) for key, delayed in zip(keys, kept, strict=True)))
 
 
-def _pieces(block: Block, pieces: Iterator[Rows]) -> list[Rows]:
-    return [(np.ascontiguousarray(x), beside) for x, beside in pieces]
+def _decoded(block: Block, pieces: Iterator[Rows]) -> list[Rows]:
+    return [(np.ascontiguousarray(x), annotations) for x, annotations in pieces]
 
 
-def _room(samples: Samples) -> float:
-    """Bytes that may be kept: where workers have no memory limit, none."""
+def _spare_memory(samples: Samples) -> float:
+    """Return the bytes that kept rows may take; 0 on workers without a memory limit."""
     workers = worker_limits()
     if workers is None:
-        from distributed.system import MEMORY_LIMIT
-
-        return _SHARE_HERE * MEMORY_LIMIT
+        return _SHARE_HERE * _process_limit()
     return _SHARE * sum(max(0, limit - worker_memory(samples, threads)) for limit, threads in workers)
 
 
-# Of a worker's memory limit: what a bare worker holds once the kernel is loaded (measured: 62 MiB of Dask, with NumPy,
-# SciPy, Zarr and Numba 201, with xarray 234), and the share above which Dask begins to spill and to pause.
+# -----------------------------------------------------------------------------
+# The need of a worker
+# -----------------------------------------------------------------------------
+
+# Bytes of a bare worker once the kernel is loaded (measured: 62 MiB of Dask; 201 with NumPy, SciPy, Zarr and Numba;
+# 234 with xarray), and the share of its memory limit above which Dask begins to spill and to pause.
 _WORKER_BASE = 240 * 2**20
-
 _WORKER_USABLE = 0.8
-
-# While a region is decoded, storage holds its compressed bytes, its chunks and the joined result at once; the region
-# before it is worked on.
+# While a region is decoded, storage holds its compressed bytes, its chunks and the joined result at once, and the
+# kernel works on the region before.
 _COPIES = 4
-
-_WORKSPACE = 8 * 2**20  # a strip of rows in double precision, a tile's φ and responsibilities, and the sums
+_WORKSPACE = 8 * 2**20  # a strip of rows in double precision, φ and responsibilities of a tile, and the sums
 
 
 def worker_memory(samples: Samples, threads: int) -> float:
-    """Bytes that a worker's memory limit must be, so that what it holds stays below the share that Dask lets it use."""
+    """Return the memory limit in bytes that a worker needs to stay below the share that Dask lets it use."""
     return (_WORKER_BASE + threads * (_COPIES * samples.region_bytes + _WORKSPACE)) / _WORKER_USABLE
 
 
@@ -74,13 +77,13 @@ def check_memory(samples: Samples, limit: float | None = None, threads: int = 1)
     ----------
     samples : Samples
     limit : float, optional
-        Bytes of a worker of so many threads; default: those of the workers there are.
+        Memory limit in bytes of a worker with ``threads`` threads; default: of the workers there are.
     threads : int
 
     Raises
     ------
     MemoryError
-        Says how much a worker would need, and how to need less.
+        A worker needs more than its limit; the message says how much, and how to need less.
     """
     if limit is None:
         limit, threads = _limits(samples)
@@ -95,11 +98,15 @@ def check_memory(samples: Samples, limit: float | None = None, threads: int = 1)
 
 
 def _limits(samples: Samples) -> tuple[float, int]:
-    """Memory limit in bytes and threads of the smallest worker; of this process without a cluster."""
+    """Return memory limit in bytes and threads of the worker with the least memory per thread, or of this process."""
     workers = None if samples.in_memory else worker_limits()
     if workers is None:
-        from distributed.system import MEMORY_LIMIT
-
-        return float(MEMORY_LIMIT), threads(Reader(samples))
+        return _process_limit(), thread_count(Reader(samples))
     limited = [(limit, count) for limit, count in workers if limit]
     return min(limited, key=lambda worker: worker[0] / worker[1], default=(0.0, 1))
+
+
+def _process_limit() -> float:
+    from distributed.system import MEMORY_LIMIT
+
+    return float(MEMORY_LIMIT)

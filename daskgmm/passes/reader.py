@@ -1,4 +1,4 @@
-"""How a pass reads: which rows of which samples, from where, as which columns."""
+"""What a pass reads: the rows of some samples, from their store or from memory, encoded as the family's columns."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from daskgmm.data.blocks import Block, Region, Samples, Source, whole
+from daskgmm.data.blocks import Block, Region, Samples, Source
 from daskgmm.families.encoding import PLAIN, FeatureEncoding, spans, strip_rows
 from daskgmm.families.frame import Array, Rows
 from daskgmm.process import single_blas
 
 Kernel = Callable[..., Any]  # (block, pieces, …) -> a small result
-Labelled = tuple[npt.NDArray[np.generic], Any]  # x (n, d) and weights (n,) or None, or a pair: these, and labels (n,)
+# Rows x (n, d), and their weights (n,) or None; where labels are given, the pair (weights, labels) in place of weights.
+RowPiece = tuple[npt.NDArray[np.generic], Any]
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class Reader:
     """The rows of some samples, as a pass reads them."""
 
     samples: Samples
-    encoding: FeatureEncoding = PLAIN  # of what kernels get
+    encoding: FeatureEncoding = PLAIN  # of the rows that kernels receive
     unlabelled: bool = False  # leave out the rows whose component is known
-    kept: tuple[tuple[Any, Any], ...] = ()  # of each block, in place of the source: a key, and its pieces' future
-    recorded: Callable[[Callable[[], Any]], Any] | None = None  # returns what a pass does, or did in an earlier run
+    kept: tuple[tuple[Any, Any], ...] = ()  # for each block, in place of the source: a key, and its pieces' future
+    recorded: Callable[[Callable[[], Any]], Any] | None = None  # returns a pass's result, perhaps of an earlier run
 
 
 @dataclass(frozen=True)
@@ -35,68 +36,68 @@ class BlockReader:
     """The part of a `Reader` that travels to the tasks."""
 
     source: Source | None  # None: the arrays of dask's chunks come with each task
-    beside: tuple[str, ...]
+    annotation_names: tuple[str, ...]
     encoding: FeatureEncoding
     unlabelled: bool
 
     @staticmethod
     def of(reader: Reader) -> BlockReader:
-        source = reader.samples.source
-        return BlockReader(None if reader.samples.graph else source, source.beside, reader.encoding, reader.unlabelled)
+        samples, names = reader.samples, reader.samples.source.annotation_names
+        return BlockReader(None if samples.graph else samples.source, names, reader.encoding, reader.unlabelled)
 
     def run(
         self,
         kernel: Kernel,
         block: Block,
         chunks: Sequence[Sequence[Any]] | None,
-        kept: Sequence[Labelled] | None,
-        own: Sequence[Any] = (),
+        kept: Sequence[RowPiece] | None,
+        arguments: Sequence[Any] = (),
     ) -> Any:
         """Apply a kernel to a block, whose pieces are read as the kernel asks for them."""
         pieces = self._pieces(block, chunks) if kept is None else iter(kept)
+        rows = encode_pieces(drop_labelled(pieces) if self.unlabelled else pieces, self.encoding)
         with single_blas():
-            return kernel(block, encode_pieces(others(pieces) if self.unlabelled else pieces, self.encoding), *own)
+            return kernel(block, rows, *arguments)
 
-    def _pieces(self, block: Block, chunks: Any) -> Iterator[Labelled]:
+    def _pieces(self, block: Block, chunks: Any) -> Iterator[RowPiece]:
         if self.source is None:
             for region, arrays in zip(block.regions, chunks, strict=True):
-                yield Source.of(arrays, self.beside).read(whole(len(region)))
-        elif self.source.home is None:
+                yield Source.of(arrays, self.annotation_names).read((slice(None),) * len(region))
+        elif self.source.store_root is None:
             yield from map(self.source.read, block.regions)
         else:
-            self.source.home.check()
+            self.source.store_root.check()
             yield from _read_ahead(self.source, block.regions)
 
 
-def _read_ahead(source: Source, regions: Sequence[Region]) -> Iterator[Labelled]:
-    """Read and decode the next region while the kernel works on this one."""
+def _read_ahead(source: Source, regions: Sequence[Region]) -> Iterator[RowPiece]:
+    """Read and decode the next region while the kernel works on the current one."""
     with ThreadPoolExecutor(1, "daskgmm-read") as reader:
         coming = reader.submit(source.read, regions[0])
         for region in regions[1:]:
-            here = coming.result()
+            rows = coming.result()
             coming = reader.submit(source.read, region)
-            yield here
+            yield rows
         yield coming.result()
 
 
-def encode_pieces(pieces: Iterable[Rows], encoding: FeatureEncoding) -> Iterable[Rows]:
-    """Encode rows as the columns of which φ is made, some rows at a time, as these may be many columns."""
-    return pieces if encoding.plain else _encode_pieces(pieces, encoding)
-
-
-def _encode_pieces(pieces: Iterable[Rows], encoding: FeatureEncoding) -> Iterator[Rows]:
+def encode_pieces(pieces: Iterable[Rows], encoding: FeatureEncoding) -> Iterator[Rows]:
+    """Encode rows as the columns of which φ is made, in strips, as the columns may be many."""
+    if encoding.plain:
+        yield from pieces
+        return
     for x, weights in pieces:
         for at in spans(len(x), strip_rows(encoding.width(x.shape[1]))):
             yield encoding.encode(x[at]), None if weights is None else weights[at]
 
 
-def split(beside: Any) -> tuple[Array | None, npt.NDArray[Any] | None]:
-    """Split what is beside the features into weights and labels, None where there are none."""
-    return beside if isinstance(beside, tuple) else (beside, None)
+def split_annotations(annotations: Any) -> tuple[Array | None, npt.NDArray[Any] | None]:
+    """Return the weights and the labels of rows, None where there are none."""
+    return annotations if isinstance(annotations, tuple) else (annotations, None)
 
 
-def others(pieces: Iterable[Labelled]) -> Iterator[Rows]:
-    """Leave out the rows with a label, which are those whose component is known."""
+def drop_labelled(pieces: Iterable[RowPiece]) -> Iterator[Rows]:
+    """Leave out the rows with a label, whose component is known."""
     for x, (weights, labels) in pieces:
         free = labels < 0
         if free.all():
@@ -112,5 +113,5 @@ def not_finite_error(where: str, value: float, remedy: str) -> ValueError:
 
 
 def outside_error(where: str, value: float, encoding: FeatureEncoding) -> ValueError:
-    """Build the error that a value is not one that the family takes."""
+    """Build the error that a value is outside the family's domain."""
     return ValueError(f"Input X is {value:g} at {where}, but the mixture needs {encoding.needs}: encode values as such")

@@ -24,7 +24,7 @@ from daskgmm.families.frame import Array, Rows
 from daskgmm.fitting.em_pass import EMPass
 from daskgmm.fitting.starts import first_m_step
 from daskgmm.fitting.survey import merge, survey_block
-from daskgmm.passes.graph import _FAN_IN
+from daskgmm.passes.graph import FAN_IN
 from daskgmm.passes.reader import Reader, not_finite_error
 from daskgmm.planning.plan import Rates
 from daskgmm.process import single_blas
@@ -80,7 +80,7 @@ def calibrate(
         (stats,) = block_stats_of_models(few, [components])
         rows = max(_FEW, int(_n(few) / seconds * budget / _TRIALS / len(kinds)))
         _, maximize = _timed(_maximize, family, components, stats)
-        _, combine = _timed(_combine, [pickle.dumps(stats)] * _FAN_IN)
+        _, combine = _timed(_combine, [pickle.dumps(stats)] * FAN_IN)
 
         def attempt(i: int, head: Block) -> Array:
             """Seconds and rows, of reading, of both kinds of arithmetic and of the survey."""

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from daskgmm.data.blocks import Samples, joined
-from daskgmm.data.stored import Stored
+from daskgmm.data.stored import StoredArray
 from daskgmm.families.base import Components
-from daskgmm.passes.graph import _FAN_IN
+from daskgmm.passes.graph import FAN_IN
 from daskgmm.passes.memory import worker_memory
 
 PASSES = (4, 8, 20)  # EM's passes over all rows after a start on a sample: few, typical, many
@@ -124,7 +124,7 @@ class Plan:
 
     @property
     def reduction(self) -> float:
-        return self.work.levels * (self._transfer(_FAN_IN) + self.rates.combine)
+        return self.work.levels * (self._transfer(FAN_IN) + self.rates.combine)
 
     @property
     def broadcast(self) -> float:
@@ -183,15 +183,15 @@ def flops_a_row(components: Components) -> int:
 
 def _tree(n: int) -> Iterator[int]:
     """Sums that are tasks, in each level of the tree over n blocks."""
-    few = n <= _FAN_IN
+    few = n <= FAN_IN
     while n > 1 and not few:
-        n = -(-n // _FAN_IN)
+        n = -(-n // FAN_IN)
         yield n
 
 
 def _stored_bytes(samples: Samples) -> int | None:
     """Of local arrays, whose files need not be read for it."""
     arrays = samples.source.arrays
-    if all(isinstance(array, Stored) and array.local for array in arrays):
+    if all(isinstance(array, StoredArray) and array.is_local for array in arrays):
         return sum(array.origin.nbytes_stored() for array in arrays)
     return None

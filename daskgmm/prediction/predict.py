@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskgmm.data.blocks import Block, RowLocator, Samples
-from daskgmm.data.checks import first
+from daskgmm.data.checks import first_marked
 from daskgmm.em.estep import (
     compile_prediction,
     labels,
@@ -24,7 +24,7 @@ from daskgmm.em.layout import DOUBLE, LEAST
 from daskgmm.families.base import Components
 from daskgmm.families.encoding import PLAIN, FeatureEncoding
 from daskgmm.families.frame import Rows
-from daskgmm.passes.graph import rows, total
+from daskgmm.passes.graph import map_rows, total
 from daskgmm.passes.reader import Kernel, Reader, not_finite_error, outside_error
 
 
@@ -73,7 +73,7 @@ def predict(
     compile_prediction(model)
     kernel = block_kernel(samples, model, (output,), missing, encoding)
     extra = (len(model.means),) if output.per_component else ()
-    return rows(samples, partial(_only, kernel), output.dtype, extra)
+    return map_rows(samples, partial(_only, kernel), output.dtype, extra)
 
 
 def totals(
@@ -116,7 +116,7 @@ def block_kernel(
     encoding: FeatureEncoding = PLAIN,
 ) -> Kernel:
     """What a task does with a block: results of its rows in their order, (n,) or (n, k) each."""
-    return partial(_predict, model=model, outputs=outputs, missing=missing, place=samples.place, encoding=encoding)
+    return partial(_predict, model=model, outputs=outputs, missing=missing, place=samples.locator, encoding=encoding)
 
 
 def _predict(
@@ -136,12 +136,12 @@ def _predict(
     for x, _ in pieces:
         finite = np.isfinite(x)
         good, outside = encoding.usable(finite), encoding.outside(x)
-        if not (missing == "drop" or encoding.skips) and (found := first(~finite, x)):
+        if not (missing == "drop" or encoding.skips) and (found := first_marked(~finite, x)):
             row, feature, value = found
             raise not_finite_error(
                 place(block, start + row, feature), value, "pass missing='drop' to mark such samples"
             )
-        if outside is not None and (found := first(outside, x)):
+        if outside is not None and (found := first_marked(outside, x)):
             row, feature, value = found
             raise outside_error(place(block, start + row, feature), value, encoding)
         for at, log_joint in log_joint_of(x, model, least, encoding):

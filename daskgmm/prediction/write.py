@@ -13,7 +13,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from daskgmm.data.blocks import Block, Samples, Source, regular_blocks
-from daskgmm.data.retry import cause, flush_to_disk, retried, unwritten
+from daskgmm.data.retry import cause, flush_to_disk, retried, write_error
 from daskgmm.em.estep import compile_prediction
 from daskgmm.families.base import Components
 from daskgmm.families.encoding import PLAIN, FeatureEncoding
@@ -151,7 +151,7 @@ def _write(path: Hidden, name: str, block: Block, result: Any) -> None:
     try:
         retried(partial(_put, f"{path.url}/{name}", block, result))
     except Exception as error:
-        raise unwritten(f"block {block.index} of {name!r} in {path}", error) from cause(error)
+        raise write_error(f"block {block.index} of {name!r} in {path}", error) from cause(error)
 
 
 def _put(path: str, block: Block, result: Any) -> None:

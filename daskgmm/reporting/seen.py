@@ -102,7 +102,7 @@ def see(
 
 def place(samples: Samples, index: int) -> str:
     """Where a row of that number stands, in words."""
-    return samples.place(Block(0, 0, (tuple(map(slice, (0,) * len(samples.shape), samples.shape)),)), index, None)
+    return samples.locator(Block(0, 0, (tuple(map(slice, (0,) * len(samples.shape), samples.shape)),)), index, None)
 
 
 def _see(

@@ -1,1 +1,1 @@
-"""Models, predictions and checkpoints as files: written whole, read without running anything in them."""
+"""The stores that daskgmm writes and reads back: Zarr groups, models, and trees of dataclasses."""

@@ -1,4 +1,4 @@
-"""Zarr groups that daskgmm writes: they open when they are complete, and not before.
+"""Zarr groups that daskgmm writes, which open once they are complete and not before.
 
 A group's metadata object is the last thing written, so an unfinished output is not a Zarr group, on a disk
 or in an object store. Until then a manifest beside the arrays says what is being written. A chunk of the output
@@ -22,20 +22,25 @@ import xarray as xr
 from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import MemoryStore
 
-from daskgmm.data.retry import cause, flush_to_disk, retried, unread, unwritten
+from daskgmm.data.retry import flush_to_disk, raise_as, read_error, retried, write_error
 from daskgmm.urls import presentable
 
-_MANIFEST = "daskgmm.json"
 METADATA = "zarr.json"
-_NEVER_WHOLE = re.compile(r"daskgmm\.json\.[0-9a-f]+\.partial")
-ATTRIBUTE = "daskgmm"  # of the group: the manifest, once it is complete
+ATTRIBUTE = "daskgmm"  # of a complete group, which holds its manifest
+_MANIFEST = "daskgmm.json"  # beside the arrays of an unfinished group
+_PARTIAL_MANIFEST = re.compile(r"daskgmm\.json\.[0-9a-f]+\.partial")
+
+
+# -----------------------------------------------------------------------------
+# Objects below a path
+# -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Target:
-    """A place for a group: a local path or an fsspec URL."""
+    """The place of a group: a local path or an fsspec URL."""
 
-    fs: Any = field(repr=False)  # which, as the root, may hold what is not for all eyes
+    fs: Any = field(repr=False)  # its repr and that of the root may show secrets
     root: str = field(repr=False)
     shown: str
 
@@ -45,55 +50,51 @@ class Target:
         return Target(fs, root.rstrip("/"), presentable(path))
 
     def listing(self) -> dict[str, int]:
-        """What is there, and its size. A link has a slash at its end, as nothing has that daskgmm writes.
+        """Return the size of each object by its key, with a slash appended to links, which daskgmm never writes.
 
         Raises
         ------
         OSError
+            The place cannot be listed.
         """
-        try:
-            found = sorted(retried(self._find).items())
-        except Exception as error:
-            raise unread(repr(self.shown), error) from cause(error)
-        return {name[len(self.root) + 1 :] + "/" * bool(of.get("islink")): of["size"] or 0 for name, of in found}
+        with raise_as(read_error, repr(self.shown)):
+            found = retried(self._find)
+        return {key[len(self.root) + 1 :] + "/" * bool(of.get("islink")): of["size"] or 0 for key, of in found}
 
-    def _find(self) -> dict[str, Any]:
+    def _find(self) -> list[tuple[str, dict[str, Any]]]:
         self.fs.invalidate_cache()
-        found: dict[str, Any] = self.fs.find(self.root, detail=True) if self.fs.exists(self.root) else {}
-        return found
+        return sorted(self.fs.find(self.root, detail=True).items()) if self.fs.exists(self.root) else []
 
     def read(self, key: str) -> bytes:
-        """What is kept under a key.
+        """Return the object of a key.
 
         Raises
         ------
         FileNotFoundError
-            Nothing is; without its name, which may hold what is not for all eyes.
+            There is none; the message shows no secrets.
         OSError
+            The object cannot be read.
         """
         try:
-            data: bytes = retried(lambda: self.fs.cat_file(f"{self.root}/{key}"), final=(FileNotFoundError,))
+            with raise_as(read_error, f"{key!r} of {self.shown!r}", (MemoryError, FileNotFoundError)):
+                return retried(lambda: self.fs.cat_file(f"{self.root}/{key}"), final=(FileNotFoundError,))
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no {key!r} in {self.shown!r}") from None
-        except Exception as error:
-            raise unread(f"{key!r} of {self.shown!r}", error) from cause(error)
-        return data
 
     def write(self, key: str, data: bytes) -> None:
-        """Whole or not at all, and for good.
+        """Write an object whole or not at all, and flush it to the disk.
 
         Raises
         ------
         OSError
+            The object cannot be written.
         """
-        put = self._put_file if isinstance(self.fs, LocalFileSystem) else self.fs.pipe_file
-        try:
+        put = self._replace_file if isinstance(self.fs, LocalFileSystem) else self.fs.pipe_file
+        with raise_as(write_error, f"{key!r} of {self.shown!r}"):
             retried(lambda: put(f"{self.root}/{key}", data))
-        except Exception as error:
-            raise unwritten(f"{key!r} of {self.shown!r}", error) from cause(error)
 
-    def _put_file(self, name: str, data: bytes) -> None:
-        """What an object store does by itself: an object is seen when it is whole."""
+    def _replace_file(self, name: str, data: bytes) -> None:
+        """Write a local file so that it is seen once it is whole, as an object store does by itself."""
         folder = name.rpartition("/")[0]
         self.fs.makedirs(folder, exist_ok=True)
         partial = f"{name}.{uuid.uuid4().hex}.partial"
@@ -108,7 +109,7 @@ class Target:
         flush_to_disk(folder)
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove objects, and directories that held nothing else: one would be in the way of a chunk of its name."""
+        """Remove objects, and directories that are empty then: one would be in the way of a chunk of its name."""
         folders = set()
         for key in keys:
             self.fs.rm_file(f"{self.root}/{key}")
@@ -118,70 +119,79 @@ class Target:
                 self.fs.rmdir(f"{self.root}/{folder}")
 
 
+# -----------------------------------------------------------------------------
+# The manifest of a group
+# -----------------------------------------------------------------------------
+
+
 def manifest_of(target: Target) -> tuple[dict[str, Any] | None, bool]:
-    """What daskgmm wrote or was writing there, and whether it is complete; None if it was not daskgmm."""
+    """Return the manifest of the group at a place, and whether the group is complete; None if daskgmm wrote none."""
     keys = target.listing()
-    try:
+    with suppress(AttributeError, KeyError, TypeError, ValueError):  # it is another program's, or torn
         if METADATA in keys:
             attributes = json.loads(target.read(METADATA)).get("attributes", {})
-            return _checked(attributes[ATTRIBUTE]), True
+            return _parsed_manifest(attributes[ATTRIBUTE]), True
         if _MANIFEST in keys:
-            return _checked(target.read(_MANIFEST)), False
-    except (AttributeError, KeyError, TypeError, ValueError):  # another program's, or torn: not ours to judge
-        return None, False
+            return _parsed_manifest(target.read(_MANIFEST)), False
     return None, False
 
 
-def _checked(text: str | bytes) -> dict[str, Any]:
-    """A manifest; its names say what may be deleted, so none may lead out of the group.
+def _parsed_manifest(text: str | bytes) -> dict[str, Any]:
+    """Parse a manifest, and check its names of arrays: they say what may be deleted.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        It is no manifest of ours.
+        It is no manifest of daskgmm's.
     """
     manifest: dict[str, Any] = json.loads(text)
-    return {**manifest, "arrays": plain_names(manifest["arrays"])}
+    return {**manifest, "arrays": checked_names(manifest["arrays"])}
 
 
-def plain_names(names: Iterable[Any]) -> list[str]:
-    """Names of arrays, none of which leads out of its group.
+def checked_names(names: Iterable[Any]) -> list[str]:
+    """Return names of arrays, none of which leads out of its group.
 
     Raises
     ------
     ValueError
+        One does.
     """
-    found = [str(name) for name in names]
-    for name in found:
+    texts = [str(name) for name in names]
+    for name in texts:
         if not {"", ".", ".."}.isdisjoint(name.split("/")):
             raise ValueError(f"{name!r} is not the name of an array in the group")
-    return found
+    return texts
 
 
-def _ours(keys: Iterable[str], arrays: Iterable[str]) -> set[str]:
-    """Those of the keys that daskgmm gives to a group of these arrays, and to files that replace them when whole."""
+def _own_keys(keys: Iterable[str], arrays: Iterable[str]) -> set[str]:
+    """Return the keys that daskgmm gives to the objects of a group of these arrays, and to their partial files."""
     names = "|".join(re.escape(name) for name in arrays)
-    ours = re.compile(rf"(zarr\.json|daskgmm\.json|({names})/(zarr\.json|c(/\d+)*))(\.[0-9a-f]+\.partial)?")
-    return {key for key in keys if ours.fullmatch(key)}
+    own = re.compile(rf"(zarr\.json|daskgmm\.json|({names})/(zarr\.json|c(/\d+)*))(\.[0-9a-f]+\.partial)?")
+    return {key for key in keys if own.fullmatch(key)}
+
+
+# -----------------------------------------------------------------------------
+# Writing a group
+# -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class UnfinishedGroup:
-    """A group in the making."""
+    """A group that is being written."""
 
     target: Target
     arrays: tuple[str, ...]
-    metadata: bytes  # of the group, to be written last
-    done: frozenset[str]  # keys that an earlier run left: of chunks that need not be written again
+    metadata: bytes  # of the group, written last
+    done: frozenset[str]  # keys that an earlier run left: their chunks need not be written again
 
     def discard(self) -> None:
-        """What was begun makes no sense: remove it."""
-        self.target.remove(_ours(self.target.listing(), self.arrays))
+        """Remove everything written so far, as it cannot be completed."""
+        self.target.remove(_own_keys(self.target.listing(), self.arrays))
 
     def publish(self) -> None:
-        """Everything is written: make the group one that opens."""
-        ours = _ours(self.target.listing(), self.arrays)
-        self.target.remove(key for key in ours if key.endswith(".partial"))  # of runs that were killed
+        """Complete the group, after all of its chunks are written, so that it opens."""
+        own = _own_keys(self.target.listing(), self.arrays)
+        self.target.remove(key for key in own if key.endswith(".partial"))  # of runs that were killed
         self.target.write(METADATA, self.metadata)
         self.target.remove([_MANIFEST])
 
@@ -196,13 +206,17 @@ def prepare(
     path : str
         Local path or fsspec URL.
     template : Dataset
-        What the group will hold; dask arrays stand for data that come later, region by region.
+        The content of the group; dask arrays stand for data that come later, region by region.
     encoding : dict
         xarray's, of the variables.
     manifest : dict
-        JSON-able; says what is written here: only a run with an equal one goes on with an unfinished group.
+        JSON-able; identifies the output: only a run with an equal manifest continues an unfinished group.
     overwrite : bool
-        Replace what daskgmm wrote there before.
+        Replace an earlier output of daskgmm.
+
+    Returns
+    -------
+    UnfinishedGroup
 
     Raises
     ------
@@ -214,30 +228,36 @@ def prepare(
     manifest = json.loads(json.dumps({**manifest, "arrays": arrays}))
     staged: dict[str, Any] = {}
     with warnings.catch_warnings():
-        # Of consolidated metadata and of strings, that the v3 specification does not have them yet.
+        # Zarr warns that the v3 specification does not have consolidated metadata and strings yet.
         warnings.simplefilter("ignore")
         template.assign_attrs({ATTRIBUTE: json.dumps(manifest)}).to_zarr(
             MemoryStore(staged), encoding=encoding, compute=False, zarr_format=3, consolidated=True
         )
     objects = {key: value.to_bytes() for key, value in staged.items()}
     metadata = objects.pop(METADATA)
-    keys = _there(target)
+    keys = _existing(target)
     if keys:
         found, complete = manifest_of(target)
         if complete or found != manifest:
-            _check_ours(target, keys, overwrite)
-            # From here on the group is not complete, and known for what it is, whenever this is interrupted.
+            _check_replaceable(target, keys, overwrite)
+            # The manifest comes first and the metadata go first: if this is interrupted, the group is known as
+            # unfinished.
             target.write(_MANIFEST, json.dumps(found).encode())
             target.remove(sorted(keys.keys() - {_MANIFEST}, key=lambda key: key != METADATA))
             keys = {}
-    # Of what is written here and now, nothing older may stay: chunks of the fill value alone are not written.
+    # Nothing older may stay of the arrays that are written here: their chunks of the fill value alone are not written.
     whole = tuple(f"{name}/" for name, variable in template.variables.items() if variable.chunks is None)
-    target.remove(key for key in _ours(keys, arrays) if key.startswith(whole) and key not in objects)
+    target.remove(key for key in _own_keys(keys, arrays) if key.startswith(whole) and key not in objects)
     target.write(_MANIFEST, json.dumps(manifest).encode())
     for key, data in objects.items():
         target.write(key, data)
-    # A chunk without a byte is one that a machine lost when it stopped.
+    # A chunk of no bytes is one that a machine lost when it stopped.
     return UnfinishedGroup(target, arrays, metadata, frozenset(key for key, size in keys.items() if size))
+
+
+def write_group(path: str, ds: xr.Dataset, manifest: dict[str, Any], overwrite: bool) -> None:
+    """Write a Dataset that is in memory."""
+    prepare(path, ds, {}, manifest, overwrite).publish()
 
 
 def check_free(path: str, overwrite: bool) -> None:
@@ -249,30 +269,26 @@ def check_free(path: str, overwrite: bool) -> None:
         There is something already, and it may not be replaced.
     """
     target = Target.at(path)
-    if keys := _there(target):
-        _check_ours(target, keys, overwrite)
+    if keys := _existing(target):
+        _check_replaceable(target, keys, overwrite)
 
 
-def write_group(path: str, ds: xr.Dataset, manifest: dict[str, Any], overwrite: bool) -> None:
-    """Write a Dataset that is in memory."""
-    prepare(path, ds, {}, manifest, overwrite).publish()
+def _existing(target: Target) -> dict[str, int]:
+    """List a place, without manifests of runs that were killed before they wrote anything else."""
+    return {key: size for key, size in target.listing().items() if not _PARTIAL_MANIFEST.fullmatch(key)}
 
 
-def _there(target: Target) -> dict[str, int]:
-    """What is there, but for manifests of runs that were killed before anything else was written."""
-    return {key: size for key, size in target.listing().items() if not _NEVER_WHOLE.fullmatch(key)}
-
-
-def _check_ours(target: Target, keys: Iterable[str], overwrite: bool) -> None:
+def _check_replaceable(target: Target, keys: Iterable[str], overwrite: bool) -> None:
+    """Refuse to replace another program's objects, and a group of daskgmm's without ``overwrite``."""
     path = target.shown
     found, complete = manifest_of(target)
     if found is None:
         raise FileExistsError(f"{path!r} exists and daskgmm did not write it: choose another path")
-    # An unfinished model is written at once: there is no work in it.
+    # An unfinished model may always be replaced: it is written at once, so no work is lost.
     if not overwrite and (complete or found.get("kind") != "model"):
         state = "exists" if complete else "was begun with other data or another model"
         raise FileExistsError(f"{path!r} {state}: choose another path, or overwrite it (overwrite=True, --overwrite)")
-    if foreign := sorted(set(keys) - _ours(keys, found["arrays"])):
+    if foreign := sorted(set(keys) - _own_keys(keys, found["arrays"])):
         raise FileExistsError(
             f"{path!r} holds {foreign[0]!r}, which daskgmm did not write: move it away, or choose another path"
         )

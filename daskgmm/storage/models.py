@@ -21,7 +21,7 @@ from zarr.abc.store import Store
 from daskgmm.data.retry import cause, reason
 from daskgmm.data.zarr import open_store, store_at
 from daskgmm.families.prior import Prior
-from daskgmm.storage.groups import ATTRIBUTE, METADATA, plain_names, write_group
+from daskgmm.storage.groups import ATTRIBUTE, METADATA, checked_names, write_group
 from daskgmm.storage.safe_read import StoreUnavailable, arrays, fetched, parsed
 from daskgmm.urls import presentable
 
@@ -192,7 +192,7 @@ def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
             "use the version that wrote it, or fit again"
         )
     with valid(name):
-        found = arrays(store, plain_names(manifest["arrays"]))
+        found = arrays(store, checked_names(manifest["arrays"]))
         # Schema 1 had no checksum.
         if (manifest["schema"] > 1 or "sha256" in manifest) and manifest["sha256"] != _digest(attributes, found):
             raise ValueError("its checksum is another")

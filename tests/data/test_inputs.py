@@ -17,7 +17,7 @@ import zarr
 
 from daskgmm import GaussianMixture, open_samples
 from daskgmm.data.blocks import Samples
-from daskgmm.data.stored import Stored
+from daskgmm.data.stored import StoredArray
 
 Array = npt.NDArray[np.float64]
 
@@ -283,7 +283,7 @@ def test_weights_along_some_dimensions_by_name(container: str, weight: str, rows
     expected = model().fit(own[["a", "b", "c"]], sample_weight=own[weight].broadcast_like(own.a).transpose(*DIMS))
     assert_same_fit(model().fit(samples), expected)
     if container == "path":
-        assert isinstance(samples.source.weight.array, Stored)
+        assert isinstance(samples.source.weight.array, StoredArray)
         assert samples.source.stamp() is not None
         given = open_samples(path, variables=["a", "b", "c"], sample_weight=own[weight])
         assert given.source.stamp() is None  # which may be another the next time

@@ -128,7 +128,7 @@ def test_coordinates_are_not_read_for_a_place(rows: Array, tmp_path: Path, monke
     assert open_samples(lazy).locate(345) == "time=2, lat=10, lon=5"
     whole = open_samples(tmp_path / "f.zarr")
     assert whole.locate(345) == "time=2, lat=10, lon=5 (position 2, 10, 5)"
-    monkeypatch.setattr(daskgmm.data.blocks, "_LONGEST", 11)
+    monkeypatch.setattr(daskgmm.data.blocks, "_MAX_COORDINATES", 11)
     assert replace(whole).locate(345) == "time=2, lat=10, lon=5"
 
 

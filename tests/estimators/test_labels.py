@@ -37,7 +37,7 @@ from daskgmm.families.frame import Frame
 from daskgmm.families.gaussian import Gaussian, GaussianParameters
 from daskgmm.families.product import ProductParameters
 from daskgmm.fitting.labels import labelled_stats
-from daskgmm.passes.reader import others
+from daskgmm.passes.reader import drop_labelled
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.intp]
@@ -127,7 +127,7 @@ def _known(x: Array, labels: Labels, model: Any, w: Array | None = None) -> Know
 
 def _stats(x: Array, labels: Labels, model: Any, w: Array | None = None) -> Stats:
     """Of rows, some of whose components are known."""
-    (stats,) = block_stats_of_models(others([(x, (w, labels))]), [model])
+    (stats,) = block_stats_of_models(drop_labelled([(x, (w, labels))]), [model])
     return _known(x, labels, model, w).beside(completed(stats, model), model)
 
 

@@ -37,7 +37,7 @@ def fit(store: str, folder: Path, checkpoint: Path | None) -> None:
     def counted(source: Source, region: Any) -> Any:
         time.sleep(1e-3)
         found = read(source, region)
-        if source.home is not None:
+        if source.store_root is not None:
             os.write(log, b"." * len(found[0]))
         return found
 
