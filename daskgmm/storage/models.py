@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -18,15 +18,15 @@ import numpy as np
 import xarray as xr
 from zarr.abc.store import Store
 
-from daskgmm.data.retry import cause, reason
+from daskgmm.data.retry import StoreUnavailable, raise_as, reason
 from daskgmm.data.zarr import open_store, store_at
 from daskgmm.families.prior import Prior
 from daskgmm.storage.groups import ATTRIBUTE, METADATA, checked_names, write_group
-from daskgmm.storage.safe_read import StoreUnavailable, arrays, fetched, parsed
+from daskgmm.storage.safe_read import fetch, parse_object, read_arrays
 from daskgmm.urls import presentable
 
 SCHEMA = 2  # from 2 on with a checksum
-_NOT_KEPT = {  # parameters that say how to go about a fit, and not what it is
+_NOT_SAVED = {  # parameters of the way to a fit, which say nothing of its result
     *("weights_init", "means_init", "precisions_init", "warm_start"),
     *("verbose", "verbose_interval", "persist", "checkpoint", "callbacks"),
 }
@@ -35,20 +35,13 @@ _FIT = {"converged": bool, "n_iter": int, "n_passes": int, "n_samples": int, "lo
 
 
 def to_dataset(model: Any) -> xr.Dataset:
-    """The fitted parameters with names, and how they were found."""
+    """Return the fitted parameters as labelled arrays, with the estimator's parameters and the fit as attributes."""
     k, d = len(model.weights_), model.n_features_in_
     features = np.array([str(name) for name in getattr(model, "feature_names_in_", range(d))], dtype=object)
-    kept = {name: value for name, value in model.get_params(deep=False).items() if name not in _NOT_KEPT}
-    seed = kept["random_state"]
-    kept["random_state"] = int(seed) if isinstance(seed, int | np.integer) else None
-    fit = {
-        "converged": bool(model.converged_),
-        "n_iter": int(model.n_iter_),
-        "n_passes": int(model.n_passes_),
-        "n_samples": int(model.n_samples_),
-        "lower_bound": float(model.lower_bound_),
-        **model._extra_state(),
-    }
+    saved = {name: value for name, value in model.get_params(deep=False).items() if name not in _NOT_SAVED}
+    seed = saved["random_state"]
+    saved["random_state"] = int(seed) if isinstance(seed, int | np.integer) else None
+    fit = {name: kind(getattr(model, f"{name}_")) for name, kind in _FIT.items()} | model._extra_state()
     variables = {name: (dims, np.asarray(getattr(model, f"{name}_"))) for name, dims in model._state_dims().items()}
     ds = xr.Dataset(
         {
@@ -65,7 +58,7 @@ def to_dataset(model: Any) -> xr.Dataset:
             "title": f"{model._kind()} mixture of {k} components in {d} features",
             "family": type(model).__name__,
             "named_features": int(hasattr(model, "feature_names_in_")),
-            "params": json.dumps(kept, default=_plain),
+            "params": json.dumps(saved, default=_to_json),
             "fit": json.dumps(fit),
             "source": f"daskgmm {version('daskgmm')}",
         },
@@ -78,38 +71,38 @@ def to_dataset(model: Any) -> xr.Dataset:
 
 
 def columns(model: Any) -> list[str]:
-    """What each of the means of a component is of: a feature, or a level of one."""
+    """Return a name for each mean of a component: that of its feature, or of its level of a categorical feature."""
     names = [str(name) for name in getattr(model, "feature_names_in_", range(model.n_features_in_))]
     if not hasattr(model, "categories_"):
         return names
     return [
-        f"{name}={level:g}" if some.dtype.kind == "f" else f"{name}={level}"
-        for name, some in zip(names, model.categories_, strict=True)
-        for level in some
+        f"{name}={level:g}" if levels.dtype.kind == "f" else f"{name}={level}"
+        for name, levels in zip(names, model.categories_, strict=True)
+        for level in levels
     ]
 
 
 def params(ds: xr.Dataset, known: Iterable[str]) -> dict[str, Any]:
-    """The parameters of the estimator that was saved, of those that are known.
+    """Return the parameters of the estimator that was saved.
 
     Raises
     ------
     ValueError
-        There are others, or one is not what JSON says of a parameter.
+        One is not among the ``known``, or has a value that JSON does not give a parameter.
     """
-    found = parsed(ds.attrs["params"], finite=True)
+    found = parse_object(ds.attrs["params"], finite=True)
     for name, value in found.items():
-        if name not in known or name in _NOT_KEPT:
+        if name not in known or name in _NOT_SAVED:
             raise ValueError(f"{name!r} is not a parameter that is kept")
         if name == "prior" and isinstance(value, dict):
-            found[name] = Prior(**{key: _number(key, each) for key, each in value.items()})
+            found[name] = Prior(**{key: _checked_value(key, each) for key, each in value.items()})
         else:
-            _number(name, value)
+            _checked_value(name, value)
     return found
 
 
-def _number(name: str, value: Any) -> Any:
-    """A scalar, or numbers in lists."""
+def _checked_value(name: str, value: Any) -> Any:
+    """Return a scalar, or numbers in lists."""
     if isinstance(value, list):
         np.asarray(value, dtype=np.float64)
     elif isinstance(value, dict):
@@ -145,7 +138,7 @@ def restore(model: Any, ds: xr.Dataset) -> None:
     if (weights < 0).any() or not np.isclose(weights.sum(), 1, rtol=0, atol=1e-6):
         raise ValueError(f"the weights, which add up to {weights.sum():g}, are not those of a mixture")
     model.lower_bounds_ = ds["lower_bounds"].values.astype(np.float64).tolist()
-    fit, kinds = parsed(ds.attrs["fit"]), {**_FIT, **dict.fromkeys(model._extra_state_names(), list)}
+    fit, kinds = parse_object(ds.attrs["fit"]), {**_FIT, **dict.fromkeys(model._extra_state_names(), list)}
     if fit.keys() != kinds.keys():
         raise ValueError(
             f"of what the fit found, {', '.join(sorted(fit.keys() ^ kinds.keys()))} is too much or missing"
@@ -157,14 +150,13 @@ def restore(model: Any, ds: xr.Dataset) -> None:
 
 
 def write(ds: xr.Dataset, path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Write a model's Dataset; the group opens once it is complete."""
-    write_group(
-        os.fspath(path), ds, {"kind": "model", "schema": SCHEMA, "sha256": _digest(ds.attrs, ds.variables)}, overwrite
-    )
+    """Write a model's Dataset to a group, which opens once it is complete."""
+    manifest = {"kind": "model", "schema": SCHEMA, "sha256": _digest(ds.attrs, ds.variables)}
+    write_group(os.fspath(path), ds, manifest, overwrite)
 
 
 def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
-    """A model's Dataset, in memory.
+    """Read a model's Dataset into memory.
 
     Raises
     ------
@@ -176,12 +168,12 @@ def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
     name = presentable(path if isinstance(path, Store) else os.fspath(path))
     try:
         store = store_at(path)
-        (document,) = fetched(store, [METADATA])
-        attributes = {} if document is None else parsed(document)["attributes"]
-        manifest = parsed(attributes.pop(ATTRIBUTE))
+        (document,) = fetch(store, [METADATA])
+        attributes = {} if document is None else parse_object(document)["attributes"]
+        manifest = parse_object(attributes.pop(ATTRIBUTE))
     except StoreUnavailable:
         raise
-    except Exception:  # there is nothing, which says why; or something else
+    except Exception:  # there is nothing, of which opening it raises the reason; or something else
         open_store(path)
         manifest = {}
     if manifest.get("kind") != "model":
@@ -192,45 +184,43 @@ def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
             "use the version that wrote it, or fit again"
         )
     with valid(name):
-        found = arrays(store, checked_names(manifest["arrays"]))
+        arrays = read_arrays(store, checked_names(manifest["arrays"]))
         # Schema 1 had no checksum.
-        if (manifest["schema"] > 1 or "sha256" in manifest) and manifest["sha256"] != _digest(attributes, found):
+        if (manifest["schema"] > 1 or "sha256" in manifest) and manifest["sha256"] != _digest(attributes, arrays):
             raise ValueError("its checksum is another")
-        variables = {name: (plain.dims, plain.values, plain.attrs) for name, plain in found.items()}
+        variables = {name: (array.dims, array.values, array.attrs) for name, array in arrays.items()}
         return xr.Dataset(variables, attrs=attributes)
 
 
-@contextmanager
-def valid(name: str) -> Iterator[None]:
-    """Whatever else is raised within, a model's file is to blame."""
-    try:
-        yield
-    except StoreUnavailable:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"{name!r} does not hold a valid model ({reason(error)}): take a copy of it that does, or fit again"
-        ) from cause(error)
+def valid(name: str) -> AbstractContextManager[None]:
+    """Raise that a model's file is invalid in place of any error within but that its store cannot be read."""
+    return raise_as(_invalid, name, (StoreUnavailable,))
+
+
+def _invalid(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{name!r} does not hold a valid model ({reason(error)}): take a copy of it that does, or fit again"
+    )
 
 
 def _digest(attrs: Mapping[Any, Any], variables: Mapping[Any, Any]) -> str:
-    """A fingerprint of what a model's Dataset says, however it is stored."""
-    found = hashlib.sha256(_canonical(dict(attrs)))
+    """Return a checksum of the content of a model's Dataset, which does not depend on how it is stored."""
+    digest = hashlib.sha256(_canonical(dict(attrs)))
     for name in sorted(variables):
         variable = variables[name]
         values, attributes = variable.values, {k: v for k, v in variable.attrs.items() if k != "_FillValue"}
-        found.update(_canonical([name, variable.dims, values.shape, values.dtype.kind, attributes]))
+        digest.update(_canonical([name, variable.dims, values.shape, values.dtype.kind, attributes]))
         if values.dtype.kind == "f":  # one kind of NaN and of zero, as storage may not tell them apart
             values = np.where(np.isnan(values), np.nan, values) + 0.0
         numbers = values.dtype.kind in "biuf"
-        found.update(values.astype(values.dtype.newbyteorder("<")).tobytes() if numbers else _canonical(list(values)))
-    return found.hexdigest()
+        digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes() if numbers else _canonical(list(values)))
+    return digest.hexdigest()
 
 
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, default=str).encode()
 
 
-def _plain(value: Any) -> Any:
-    """A prior, NumPy's scalars and arrays as JSON knows them."""
+def _to_json(value: Any) -> Any:
+    """Convert a prior, or a scalar or array of NumPy's."""
     return asdict(value) if isinstance(value, Prior) else value.tolist()

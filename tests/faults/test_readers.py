@@ -21,7 +21,7 @@ from zarr.storage import MemoryStore
 import daskgmm
 from daskgmm import load
 from daskgmm.storage.models import _digest
-from daskgmm.storage.safe_read import arrays
+from daskgmm.storage.safe_read import read_arrays
 
 Files = dict[str, bytes]
 
@@ -165,7 +165,7 @@ def resealed(files: Files) -> Files:
         document = json.loads(files["zarr.json"])
         attributes = dict(document["attributes"])
         manifest = json.loads(attributes.pop("daskgmm"))
-        found = arrays(store_of(files), manifest["arrays"])
+        found = read_arrays(store_of(files), manifest["arrays"])
         manifest["sha256"] = _digest(attributes, found)
         document["attributes"]["daskgmm"] = json.dumps(manifest)
         return {**files, "zarr.json": json.dumps(document).encode()}
