@@ -20,7 +20,7 @@ import numpy.typing as npt
 from daskgmm.data.checks import NO_ANNOTATIONS, RowAnnotations, check_extent
 
 Region = tuple[slice, ...]
-Coordinate = npt.NDArray[np.generic]  # of a dimension, one value per index
+Array = npt.NDArray[np.generic]
 
 BLOCK_VALUES = 2**21  # 16 MiB as float64: 50 to 500 ms of work, where a task costs some 3 ms
 _MEMORY_BLOCKS = 16  # of data in this process, where a task costs 0.4 ms: the cores share a fit on a sample, too
@@ -63,7 +63,8 @@ class Samples:
 
     @cached_property
     def locator(self) -> RowLocator:
-        return RowLocator(self.names, self.dims, _coordinates(self.coords, self.dims))
+        coords = self.coords or {}
+        return RowLocator(self.names, self.dims, tuple(_coordinate(coords.get(dim)) for dim in self.dims or ()))
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Source:
         n = len(arrays) - len(annotation_names)
         return Source(tuple(arrays[:n]), **dict(zip(annotation_names, arrays[n:], strict=True)))
 
-    def read(self, region: Region) -> tuple[npt.NDArray[np.generic], Any]:
+    def read(self, region: Region) -> tuple[Array, Any]:
         """Return the rows x (n, d) of a region with their weights (n,) or None, or with the pair (weights, labels)."""
         parts = [np.asarray(array[region]) for array in self.arrays]
         if parts[0].ndim > len(region):
@@ -136,7 +137,7 @@ class RowLocator:
 
     names: tuple[str, ...] | None
     dims: tuple[str, ...] | None
-    coordinates: tuple[Coordinate | None, ...] = ()  # of each of the dims
+    coordinates: tuple[Array | None, ...] = ()  # of each of the dims, one value per index
 
     def __call__(self, block: Block, row: int, feature: int | None) -> str:
         """Describe where a row of a block stands, counted within the block, and a feature of it if one is given."""
@@ -160,12 +161,8 @@ class RowLocator:
         return f"{where}, feature {feature}"
 
 
-def _coordinates(coords: Mapping[Any, Any] | None, dims: Sequence[str] | None) -> tuple[Coordinate | None, ...]:
-    """Return the coordinates of dimensions, None for one without, with very many, or with values not in memory."""
-    return tuple(_coordinate((coords or {}).get(dim)) for dim in dims or ())
-
-
-def _coordinate(variable: Any) -> Coordinate | None:
+def _coordinate(variable: Any) -> Array | None:
+    """Return the coordinate of a dimension, or None if it has none, very many values, or values not in memory."""
     if variable is None or variable.ndim != 1 or variable.size > _MAX_COORDINATES or not variable._in_memory:
         return None
     # A worker may lack the class of times in a model's calendar.
@@ -262,10 +259,7 @@ def region_size(region: Region) -> int:
 
 
 def of_numpy(
-    arrays: Sequence[npt.NDArray[np.generic]],
-    shape: tuple[int, ...],
-    n_features: int,
-    annotations: RowAnnotations = NO_ANNOTATIONS,
+    arrays: Sequence[Array], shape: tuple[int, ...], n_features: int, annotations: RowAnnotations = NO_ANNOTATIONS
 ) -> Samples:
     """Describe samples in this process's memory: one array with the features last, or one per feature."""
     check_extent(shape, n_features)

@@ -70,14 +70,12 @@ def check_metadata(name: str, metadata: Any) -> None:
 
 def _array_descriptions(metadata: Any) -> Iterator[Mapping[str, Any]]:
     """Yield the descriptions of arrays in metadata, at any depth but not within attributes."""
-    if not isinstance(metadata, Mapping):
-        return
-    if any(name in metadata for name in _CODEC_FIELDS):
+    if isinstance(metadata, Mapping) and any(name in metadata for name in _CODEC_FIELDS):
         yield metadata
-        return
-    for name, branch in metadata.items():
-        if name != "attributes" and not name.endswith(".zattrs"):
-            yield from _array_descriptions(branch)
+    elif isinstance(metadata, Mapping):
+        for name, branch in metadata.items():
+            if name != "attributes" and not name.endswith(".zattrs"):
+                yield from _array_descriptions(branch)
 
 
 def _codec_names(description: Mapping[str, Any]) -> Iterator[str]:

@@ -84,11 +84,10 @@ def _open(
             samples = _of_group(data, array, variables, annotations, missing)
         else:
             samples = _of_array(data, annotations, missing)
-        return replace(samples, source=replace(_with_retries(samples.source), store_root=StoreRoot.of(data)))
+        return replace(samples, source=replace(samples.source, store_root=StoreRoot.of(data)))
     xr, da = sys.modules.get("xarray"), sys.modules.get("dask.array")  # whoever has such an object has imported it
     if xr is not None and isinstance(data, xr.Dataset | xr.DataArray):
-        samples = _of_xarray(data, array, variables, annotations)
-        return replace(samples, source=_with_retries(samples.source))
+        return _with_retries(_of_xarray(data, array, variables, annotations))
     check_kind(data)
     if da is not None and isinstance(data, da.Array):
         from daskgmm.data.dask import of_dask
@@ -120,7 +119,7 @@ def _open_path(path: str | os.PathLike[str]) -> Any:
 def _of_array(array: zarr.Array[Any], annotations: RowAnnotations, missing: str) -> Samples:
     shape, n_features = _features_last(array, "the array")
     _check_chunks(array, missing)
-    return of_zarr([array], shape, n_features, annotations)
+    return _with_retries(of_zarr([array], shape, n_features, annotations))
 
 
 def _of_group(
@@ -152,8 +151,7 @@ def _of_group(
             )
         for name in names:
             _check_chunks(arrays[name], missing, ds[name].encoding.get("_FillValue", np.nan))
-        samples = _of_xarray(ds, array, names, annotations)
-        return replace(samples, source=_with_retries(samples.source, [*map(arrays.get, names), *origins]))
+        return _with_retries(_of_xarray(ds, array, names, annotations), [*map(arrays.get, names), *origins])
     if not named and len(candidates) != 1:
         raise ValueError(
             f"{group.store_path} holds {len(arrays)} arrays ({available}): name one, or the variables to use"
@@ -170,7 +168,8 @@ def _of_group(
                 "name arrays of one shape, one a feature"
             )
         _check_chunks(member, missing)
-    return replace(of_zarr(members, members[0].shape, len(members), annotations), names=tuple(named))
+    samples = _with_retries(of_zarr(members, members[0].shape, len(members), annotations))
+    return replace(samples, names=tuple(named))
 
 
 def _open_dataset(group: zarr.Group, dropped: list[str], labels: Any) -> Any:
@@ -204,7 +203,7 @@ def _of_xarray(data: Any, array: str | None, variables: Sequence[str] | None, an
     return of_dataset(data, variables, annotations)
 
 
-def _with_retries(source: Source, origins: Iterable[zarr.Array[Any] | None] = repeat(None)) -> Source:
+def _with_retries(samples: Samples, origins: Iterable[zarr.Array[Any] | None] = repeat(None)) -> Samples:
     """Have failed reads of stored arrays retried; ``origins`` are the Zarr arrays that variables of xarray decode."""
 
     def with_retries(array: Any, origin: zarr.Array[Any] | None) -> Any:
@@ -216,8 +215,9 @@ def _with_retries(source: Source, origins: Iterable[zarr.Array[Any] | None] = re
             return StoredArray(array, origin, tuple(array.dims.index(dim) for dim in _dims(origin)))
         return LazyArray(array) if hasattr(array, "dims") and not array._in_memory else array
 
+    source = samples.source
     *arrays, weight, labels = map(with_retries, (*source.arrays, source.weight, source.labels), origins)
-    return Source(tuple(arrays), weight, labels)
+    return replace(samples, source=Source(tuple(arrays), weight, labels))
 
 
 def _features_last(array: Any, what: str) -> tuple[tuple[int, ...], int]:
@@ -238,10 +238,8 @@ def _check_chunks(array: zarr.Array[Any], missing: str, absent: Any = np.nan) ->
     They read as missing values where ``missing`` skips or drops those, and the fill value is NaN or ``absent``.
     """
     fill = array.fill_value
-    dropped = missing in ("drop", "skip") and (
-        fill == absent or (isinstance(fill, np.floating | float) and np.isnan(fill))
-    )
-    if missing != "fill" and not dropped:
+    is_missing_value = fill == absent or (isinstance(fill, np.floating | float) and np.isnan(fill))
+    if missing != "fill" and not (missing in ("drop", "skip") and is_missing_value):
         check_complete(array)
 
 

@@ -16,7 +16,7 @@ import xarray as xr
 
 from daskgmm.data.blocks import Samples, of_numpy
 from daskgmm.data.broadcast import BroadcastArray
-from daskgmm.data.checks import NO_ANNOTATIONS, RowAnnotations, check_real
+from daskgmm.data.checks import RowAnnotations, check_real
 from daskgmm.data.dask import of_dask
 from daskgmm.data.retry import reason
 from daskgmm.data.zarr import of_stored
@@ -43,9 +43,7 @@ def open_netcdf(path: str | os.PathLike[str]) -> xr.Dataset:
         ) from error
 
 
-def of_dataset(
-    ds: xr.Dataset, variables: Sequence[str] | None, annotations: RowAnnotations = NO_ANNOTATIONS
-) -> Samples:
+def of_dataset(ds: xr.Dataset, variables: Sequence[str] | None, annotations: RowAnnotations) -> Samples:
     """Describe the samples of a Dataset: one feature per variable, one sample per point of their shared dimensions.
 
     Raises
@@ -97,7 +95,7 @@ def feature_names(ds: xr.Dataset) -> list[str]:
     return [str(name) for name in ds.data_vars if name not in describing]
 
 
-def of_dataarray(array: xr.DataArray, annotations: RowAnnotations = NO_ANNOTATIONS) -> Samples:
+def of_dataarray(array: xr.DataArray, annotations: RowAnnotations) -> Samples:
     """Describe the samples of a DataArray whose last dimension holds the features.
 
     Raises
@@ -138,19 +136,13 @@ def get_variable(ds: xr.Dataset, name: str) -> xr.DataArray:
     return ds[name]
 
 
-def wrap(
-    samples: Samples,
-    array: Any,
-    name: str,
-    attrs: Mapping[str, Any] | None = None,
-    encoding: Mapping[str, Any] | None = None,
-) -> Any:
+def wrap(samples: Samples, array: Any, name: str, attrs: Mapping[str, Any], encoding: Mapping[str, Any]) -> Any:
     """Give a result the dims, coords and grid mapping of the samples it belongs to, if they have any."""
     if samples.coords is None or samples.dims is None:
         return array
     extra = ("component",) if array.ndim > len(samples.dims) else ()
     result = xr.DataArray(array, coords=samples.coords, dims=(*samples.dims, *extra), name=name, attrs=attrs)
-    result.encoding = dict(encoding or {})
+    result.encoding = dict(encoding)
     if samples.grid_mapping is not None:
         where, mapping = samples.grid_mapping
         getattr(result, where)["grid_mapping"] = mapping
@@ -167,11 +159,8 @@ def _of_variables(
     if all(feature._in_memory for feature in features):
         return of_numpy([feature.values for feature in features], shape, n_features, annotations)
     dims = features[0].dims[: len(shape)]
-    grids = [feature.encoding.get("preferred_chunks", {}) for feature in features]  # dims in the order of storage
-    shards = [
-        dict(zip(grid, feature.encoding.get("shards") or (), strict=False))
-        for grid, feature in zip(grids, features, strict=True)
-    ]
+    grids = [f.encoding.get("preferred_chunks", {}) for f in features]  # dims in the order of storage
+    shards = [dict(zip(g, f.encoding.get("shards") or (), strict=False)) for g, f in zip(grids, features, strict=True)]
     chunks = _largest(dims, grids, (1, *shape[1:]))  # a file that is not chunked: some rows at a time
     return of_stored(features, shape, n_features, chunks, _largest(dims, shards, chunks), annotations)
 

@@ -21,7 +21,7 @@ from zarr.storage._common import make_store
 
 from daskgmm.data.blocks import Samples, Source, region_size, regular_blocks
 from daskgmm.data.broadcast import BroadcastArray
-from daskgmm.data.checks import NO_ANNOTATIONS, RowAnnotations, check_extent
+from daskgmm.data.checks import RowAnnotations, check_extent
 from daskgmm.data.retry import PERMANENT, cause, raise_as, read_error, reason, retried
 from daskgmm.data.stored import GuardedStore
 from daskgmm.urls import presentable
@@ -51,10 +51,7 @@ def store_at(path: str | os.PathLike[str] | Store) -> GuardedStore:
 
 
 def of_zarr(
-    arrays: Sequence[zarr.Array[Any]],
-    shape: tuple[int, ...],
-    n_features: int,
-    annotations: RowAnnotations = NO_ANNOTATIONS,
+    arrays: Sequence[zarr.Array[Any]], shape: tuple[int, ...], n_features: int, annotations: RowAnnotations
 ) -> Samples:
     """Describe samples in Zarr arrays: one array with the features last, or one array per feature."""
     ndim = len(shape)
@@ -71,7 +68,7 @@ def of_stored(
     n_features: int,
     chunks: Sequence[int],
     shards: Sequence[int],
-    annotations: RowAnnotations = NO_ANNOTATIONS,
+    annotations: RowAnnotations,
 ) -> Samples:
     """Describe samples in arrays that each task reads region by region."""
     check_extent(shape, n_features)

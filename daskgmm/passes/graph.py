@@ -28,22 +28,22 @@ from daskgmm.process import reuse_freed_memory
 FAN_IN = 8  # results that one task of the tree adds up
 
 
-def gather(reader: Reader, kernel: Kernel, arguments: Sequence[Any] | None = None) -> list[Any]:
+def gather(reader: Reader, kernel: Kernel, args: Sequence[Any] | None = None) -> list[Any]:
     """Map a kernel over the blocks and return its results in the order of the blocks.
 
     Parameters
     ----------
     reader : Reader
     kernel : callable
-        ``kernel(block, pieces)``, or ``kernel(block, pieces, arguments[i])`` for block i; pieces yields (x, weights).
-    arguments : sequence, optional
+        ``kernel(block, pieces)``, or ``kernel(block, pieces, args[i])`` for block i; pieces yields (x, weights).
+    args : sequence, optional
         One small argument per block.
     """
     if reader.recorded is not None:
-        return reader.recorded(partial(gather, replace(reader, recorded=None), kernel, arguments))
+        return reader.recorded(partial(gather, replace(reader, recorded=None), kernel, args))
 
     def build() -> Graph:
-        graph, keys = block_tasks(reader, partial(_reusing_memory, kernel), arguments)
+        graph, keys = block_tasks(reader, partial(_reusing_memory, kernel), args)
         return Graph(graph, keys, keys)
 
     return list(compute(reader, build))
@@ -57,7 +57,7 @@ def total(reader: Reader, kernel: Kernel) -> Any:
 
 
 def _tree(reader: Reader, kernel: Kernel) -> Graph:
-    """Build the graph of a sum, up to a last level of at most `FAN_IN` results."""
+    """Build the graph of a sum down to one task, or of the blocks alone where they are few."""
     graph, blocks = block_tasks(reader, partial(_reusing_memory, kernel))
     keys = blocks
     token = uuid.uuid4().hex
@@ -115,9 +115,7 @@ def assemble(block: Block, result: npt.NDArray[np.generic]) -> npt.NDArray[np.ge
     return out
 
 
-def block_tasks(
-    reader: Reader, kernel: Kernel, arguments: Sequence[Any] | None = None
-) -> tuple[dict[Any, Any], list[Any]]:
+def block_tasks(reader: Reader, kernel: Kernel, args: Sequence[Any] | None = None) -> tuple[dict[Any, Any], list[Any]]:
     """Build a graph with one task per block, and return it with the tasks' keys in the order of the blocks."""
     name, samples = f"daskgmm-pass-{uuid.uuid4().hex}", reader.samples
     kept = [(key, rows) if is_usable(rows) else None for key, rows in reader.kept] or [None] * len(samples.blocks)
@@ -137,15 +135,15 @@ def block_tasks(
             replace(block, keys=()),
             None if rows else [list(region_keys) for region_keys in block.keys] or None,
             rows and rows[0],
-            *([] if arguments is None else [[arguments[i]]]),
+            *([] if args is None else [[args[i]]]),
         )
     return graph, keys
 
 
-def _reusing_memory(kernel: Kernel, *arguments: Any) -> Any:
+def _reusing_memory(kernel: Kernel, *args: Any) -> Any:
     """Apply a kernel whose result is small, so that the memory which its reads free may be reused at once."""
     with reuse_freed_memory():
-        return kernel(*arguments)
+        return kernel(*args)
 
 
 def _is_small(samples: Samples) -> bool:

@@ -46,18 +46,16 @@ class BlockReader:
         return BlockReader(None if samples.graph else samples.source, names, reader.encoding, reader.unlabelled)
 
     def run(
-        self,
-        kernel: Kernel,
-        block: Block,
-        chunks: Sequence[Sequence[Any]] | None,
-        kept: Sequence[RowPiece] | None,
-        arguments: Sequence[Any] = (),
+        self, kernel: Kernel, block: Block, chunks: Any, kept: Sequence[RowPiece] | None, args: Sequence[Any] = ()
     ) -> Any:
-        """Apply a kernel to a block, whose pieces are read as the kernel asks for them."""
+        """Apply a kernel to a block, whose pieces are read as the kernel asks for them.
+
+        Pieces come from ``kept``, from dask's ``chunks`` (the arrays of each region), or else from the source.
+        """
         pieces = self._pieces(block, chunks) if kept is None else iter(kept)
         rows = encode_pieces(drop_labelled(pieces) if self.unlabelled else pieces, self.encoding)
         with single_blas():
-            return kernel(block, rows, *arguments)
+            return kernel(block, rows, *args)
 
     def _pieces(self, block: Block, chunks: Any) -> Iterator[RowPiece]:
         if self.source is None:
