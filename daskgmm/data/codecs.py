@@ -32,12 +32,12 @@ def is_document(key: str) -> bool:
 
 
 def check_document(key: str, data: bytes) -> None:
-    """Refuse a metadata document that names anything but trusted codecs, and values of numbers or strings.
+    """Refuse a metadata document that names an untrusted codec or dtype.
 
     Raises
     ------
     ValueError
-        It does, or it is larger than any metadata, or no JSON.
+        It does, or is larger than any metadata, or is no JSON.
     """
     if key.endswith(".zattrs"):
         return
@@ -47,7 +47,7 @@ def check_document(key: str, data: bytes) -> None:
 
 
 def check_metadata(name: str, metadata: Any) -> None:
-    """Refuse parsed metadata of an array or a group that name anything but trusted codecs and dtypes.
+    """Refuse parsed metadata of an array or a group that name an untrusted codec or dtype.
 
     Raises
     ------

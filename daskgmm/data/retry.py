@@ -1,4 +1,4 @@
-"""Retry what a store may do at the next try, and report what it never does in one sentence."""
+"""Retry failed reads and writes of a store, and report a lasting failure in one sentence."""
 
 from __future__ import annotations
 

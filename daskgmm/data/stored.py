@@ -71,7 +71,7 @@ class ChunkUnavailable(OSError):
 
 
 def guarded(node: zarr.Array[Any] | zarr.Group) -> zarr.Array[Any] | zarr.Group:
-    """Open an array or group that the caller opened again, on a `GuardedStore`."""
+    """Reopen an array or group on a `GuardedStore`, unless it is on one already."""
     store = node.store
     if isinstance(store, GuardedStore):
         return node

@@ -1,4 +1,4 @@
-"""What a pass reads: the rows of some samples, from their store or from memory, encoded as the family's columns."""
+"""Read the rows of a pass, from their store or from memory, and encode them as the family's columns."""
 
 from __future__ import annotations
 

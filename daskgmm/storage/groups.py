@@ -66,7 +66,7 @@ class Target:
         return sorted(self.fs.find(self.root, detail=True).items()) if self.fs.exists(self.root) else []
 
     def read(self, key: str) -> bytes:
-        """Return the object of a key.
+        """Return the object that is stored under a key.
 
         Raises
         ------

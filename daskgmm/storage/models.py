@@ -193,7 +193,7 @@ def read(path: str | os.PathLike[str] | Store) -> xr.Dataset:
 
 
 def valid(name: str) -> AbstractContextManager[None]:
-    """Raise that a model's file is invalid in place of any error within but that its store cannot be read."""
+    """Report any error within the context, except `StoreUnavailable`, as a model's file that is not valid."""
     return raise_as(_invalid, name, (StoreUnavailable,))
 
 
