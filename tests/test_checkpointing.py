@@ -17,6 +17,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from length import at_length
 
 import daskgmm.data.blocks
 import daskgmm.fitting.checkpoint
@@ -469,7 +470,7 @@ def kept_entries(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return begun(tmp_path_factory.mktemp("kept") / "kept", store, n=4)
 
 
-@pytest.mark.parametrize("n", [1500, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [1500, pytest.param(at_length(100_000), marks=pytest.mark.slow)])
 def test_of_mutations_of_a_record_there_is_an_error_or_a_record(n: int, kept_entries: Path) -> None:
     rng = np.random.default_rng(0)
     records = [path.read_bytes() for kind in ("fit", "survey", "start", "em") for path in entries(kept_entries, kind)]
@@ -479,7 +480,7 @@ def test_of_mutations_of_a_record_there_is_an_error_or_a_record(n: int, kept_ent
                 unpack(mutated(records[i % len(records)], rng), daskgmm.fitting.checkpoint._KINDS)
 
 
-@pytest.mark.parametrize("n", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [60, pytest.param(at_length(2000), marks=pytest.mark.slow)])
 def test_from_mutations_with_the_right_digest_a_fit_goes_on_or_says_what_is_wrong(
     n: int, store: Path, kept_entries: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ import zarr
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from length import at_length
 from scipy.special import logsumexp
 from scipy.stats import bernoulli, poisson
 
@@ -314,7 +315,7 @@ def test_the_right_answer_or_an_error_of_ours(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@_settings(10_000)
+@_settings(at_length(10_000))
 @given(case=cases())
 def test_the_right_answer_or_an_error_of_ours_in_ten_thousand_cases(case: Case) -> None:
     _check(case)
@@ -403,7 +404,7 @@ def test_other_families(case: Counted) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@_settings(2_000)
+@_settings(at_length(2_000))
 @given(case=counts())
 def test_other_families_in_two_thousand_cases(
     case: Counted,
@@ -501,7 +502,7 @@ def test_commands(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@_settings(400)
+@_settings(at_length(400))
 @given(case=cases(stores=("Zarr",)))
 def test_commands_in_four_hundred_cases(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
     _check_commands(case, tmp_path_factory.mktemp("cli"))

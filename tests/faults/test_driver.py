@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from length import at_length
 
 
-@pytest.mark.parametrize("n", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [2, pytest.param(at_length(50), marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_same_call_ends_with_the_same_bits(n: int, tmp_path: Path) -> None:
     """At most one pass is lost."""
     rng = np.random.default_rng(0)

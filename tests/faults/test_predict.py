@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 import xarray as xr
 import zarr
+from length import at_length
 
 import daskgmm.data.retry
 import daskgmm.prediction.write
@@ -149,7 +150,7 @@ def test_what_is_written_of_any_layout_is_right(
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_at_twenty_moments(layout: str, killer: Killer, model: GaussianMixture, rows: Array, tmp_path: Path) -> None:
-    kill_and_run_again(killer, stored(rows, tmp_path / "x.zarr", layout), 20, model, rows, tmp_path)
+    kill_and_run_again(killer, stored(rows, tmp_path / "x.zarr", layout), at_length(20), model, rows, tmp_path)
 
 
 class _Killed(BaseException):

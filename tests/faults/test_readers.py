@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from length import at_length
 from numcodecs.pickles import Pickle
 from numcodecs.zstd import Zstd
 from zarr.core.buffer import default_buffer_prototype
@@ -284,7 +285,7 @@ def test_a_model_that_was_tampered_with_is_refused_or_valid(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_a_hundred_thousand_of_them(seed: int, models: dict[str, Files], watch: Watch, unpickled: list[str]) -> None:
-    _, most, more = fuzz(models, 10_000, seed, watch, traced=50)
+    _, most, more = fuzz(models, at_length(10_000), seed, watch, traced=50)
     assert most < 2**24
     assert more < 2**28
     assert not watch.seen
