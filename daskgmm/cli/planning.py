@@ -85,7 +85,7 @@ def _figures(plan: Plan, few: int, many: int) -> dict[str, Any]:
 
 
 def _words(plan: Plan, few: int, many: int) -> dict[str, str]:
-    """The same, to read."""
+    """Format the plan as text."""
     from dask.utils import format_bytes
 
     work, rates, at_once = plan.work, plan.rates, plan.at_once

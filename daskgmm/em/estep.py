@@ -65,7 +65,7 @@ def block_stats_of_models(
     models: Sequence[Components],
     dtype: Precision | Sequence[Precision] = DOUBLE,
 ) -> tuple[Stats, ...]:
-    """The same, of models that are not prepared."""
+    """Compute the `Stats` of a block under models that are not laid out yet."""
     return block_stats(pieces, prepare(models, dtype))
 
 
@@ -138,7 +138,7 @@ def compile_statistics(models: Sequence[Components], dtypes: Sequence[Precision]
 
 
 def compile_prediction(model: Components) -> None:
-    """The same, for what a model says of rows."""
+    """Have the prediction of densities compiled and cached in this process, for workers to load."""
     for _, log_joint in log_joint_of(np.zeros((1, len(model.frame.shift))), model):
         log_densities(log_joint)
 

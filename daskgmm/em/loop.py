@@ -295,7 +295,7 @@ def surviving(states: Sequence[EMState]) -> list[EMState]:
 def look_again(
     components: Sequence[Components], stats: Sequence[Stats], one_pass: OnePass
 ) -> tuple[list[Components], list[Stats]]:
-    """The same pass once more for those whose means moved so far that moments about the old ones lost digits."""
+    """Repeat a pass for models whose means moved so far that moments about the old means lost digits."""
     latest = [(c, s, c.recentred(s.moments)) for c, s in zip(components, stats, strict=True)]
     nearer = [recentred for _, _, recentred in latest if recentred is not None]
     again = iter(one_pass(nearer, [DOUBLE] * len(nearer)) if nearer else ())

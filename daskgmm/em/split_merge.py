@@ -203,7 +203,7 @@ class Halves:
         return Halves(held, one_pass, states, float(weights.sum()), whole.fit(em)[0])
 
     def after(self, em: EM) -> Halves:
-        """The same after passes over the rows, ``max_iter`` of them from the start."""
+        """Run EM on the rows, up to ``max_iter`` passes from the start."""
         try:
             return replace(self, states=em.run(self.states, self.one_pass, lambda _: None))
         except ValueError:  # all collapsed

@@ -64,7 +64,7 @@ class Frame:
         return Frame(shift, scale, np.linalg.cholesky(covariance))
 
     def reaching(self, low: Array, high: Array) -> Frame:
-        """The same frame, with a bound on ``|z|`` for rows inside the box ``low ≤ x ≤ high``.
+        """Return the frame with a bound on ``|z|`` for rows inside the box ``low ≤ x ≤ high``.
 
         Where that is so far that sums about one common centre lose too much, each component is treated about its
         own mean, and whitening gains nothing. Instead the first axis points to the far corner of the box: squares of
@@ -80,7 +80,7 @@ class Frame:
         return replace(self, directions=_reflection(far), radius=float(np.linalg.norm(far)))
 
     def upright(self) -> Frame:
-        """The same frame without directions, which take time, where the features are not too correlated for that."""
+        """Leave out the directions, which take time, where the features are not too correlated for that."""
         if self.directions is None:
             return self
         narrowest = float(np.linalg.norm(self.whitening, 2))  # 1 / the least deviation of the scaled sample

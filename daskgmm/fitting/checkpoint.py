@@ -80,7 +80,7 @@ class Progress:
     tol: float  # under which states have converged
 
     def under(self, tol: float) -> Progress:
-        """The same under another tolerance: what has converged goes on, if that is less."""
+        """Return the progress under another tolerance: converged states go on if that is lower."""
         if tol >= self.tol:
             return replace(self, tol=tol)
         return replace(self, tol=tol, states=tuple(replace(state, converged=False) for state in self.states))
@@ -114,7 +114,7 @@ class Journal:
         return compute()
 
     def recorder(self, i: int) -> Callable[[Callable[[], Any]], Any] | None:
-        """The same for the passes of the i-th candidate's start, in their order."""
+        """Return a hook that keeps or restores the passes of the i-th candidate's start, in their order."""
         return None
 
     def keep(self, progress: Progress, last: bool) -> None:
@@ -125,7 +125,7 @@ NOWHERE = Journal()
 
 
 class Checkpoint(Journal):
-    """The same, kept in a directory.
+    """Keep what a fit has found in a directory.
 
     Of two fits that write to one, the one that came later goes on, and the other ends: so may a scheduler start again
     what only seems to be dead.

@@ -143,10 +143,10 @@ def fit(store: str, output: str, *, task_id: str = "fit", **arguments: Any) -> A
 
 
 def select(store: str, output: str, *, task_id: str = "select", **arguments: Any) -> Any:
-    """The same of a task that chooses among mixtures."""
+    """Add a task that chooses among mixtures, and return its output as `fit` does."""
     return SelectOperator(task_id=task_id, store=store, output_url=output, **arguments).output
 
 
 def predict(model: Any, store: str, output: str, *, task_id: str = "predict", **arguments: Any) -> Any:
-    """The same of a task that labels the samples of a store by a model, which may be another task's output."""
+    """Add a task that labels the samples of a store by a model, which may be the output of another task."""
     return PredictOperator(task_id=task_id, model=model, store=store, output_url=output, **arguments).output
