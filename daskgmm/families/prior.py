@@ -144,7 +144,7 @@ def variances(rows: Array, weights: Array) -> Array:
 
 
 def covariance(rows: Array, weights: Array) -> Array:
-    """Return the scale as a matrix (d, d), which is diagonal where the rows span no more."""
+    """Compute the covariance of weighted rows (d, d), diagonal where the rows span no more."""
     if len(rows) <= rows.shape[1]:
         return np.diag(variances(rows, weights))
     total = weights.sum()
