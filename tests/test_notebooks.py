@@ -1,4 +1,4 @@
-"""Notebooks and guides are valid, hold no output, and name only what is public.
+"""Notebooks, guides and the README are valid, hold no output, name only what is public, and link to what there is.
 
 That they run, deploy/notebooks/check shows.
 """
@@ -22,13 +22,15 @@ import daskgmm.plotting
 from daskgmm.cli import main
 
 HERE = Path(__file__).parents[1] / "notebooks"
-NOTEBOOKS, GUIDES = sorted(HERE.glob("*.ipynb")), sorted(HERE.glob("*.md"))
+README = HERE.parent / "README.md"
+NOTEBOOKS, GUIDES = sorted(HERE.glob("*.ipynb")), [README, *sorted(HERE.glob("*.md"))]
 PUBLIC = {
     "daskgmm": set(daskgmm.__all__),
     "daskgmm.plotting": {name for name in vars(daskgmm.plotting) if name.startswith("plot_")},
 }
 _FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\(([^)#:\s]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"\]\(([^)#:\s]*)(#[^)\s]*)?\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
 def cells(path: Path, kind: str) -> list[str]:
@@ -45,6 +47,12 @@ def snippets(path: Path, language: str) -> list[str]:
     run = cells(path, "code") if path.suffix == ".ipynb" else []
     bash = [code.partition("\n")[2] for code in run if code.startswith("%%bash")]
     return shown + (bash if language == "bash" else [code for code in run if not code.startswith("%%")])
+
+
+def anchors(path: Path) -> set[str]:
+    """The fragments that GitHub gives the headings of a page."""
+    headings = _HEADING.findall(_FENCED.sub("", path.read_text()))
+    return {"#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def misused(code: str) -> Iterator[str]:
@@ -107,8 +115,25 @@ def test_only_what_is_public_is_named(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS + GUIDES, ids=lambda path: path.stem)
 def test_links_lead_somewhere(path: Path) -> None:
-    for target, _ in _LINK.findall(prose(path)):
-        assert (path.parent / target).exists(), target
+    for target, fragment in _LINK.findall(prose(path)):
+        page = path.parent / target if target else path
+        assert page.exists(), target
+        if fragment and page.suffix == ".md":
+            assert fragment in anchors(page), target + fragment
+
+
+def test_the_readme_is_short_and_starts_with_its_two_commands() -> None:
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 120
+    commands = [line for line in lines[:45] if line.startswith("python3 -m venv")]
+    assert [command.rpartition("bin/")[2] for command in commands] == ["daskgmm demo", "pytest -n 2"]
+    assert next(line for line in lines if "bin/pytest" in line) == commands[1]  # that .ci/run runs
+
+
+def test_every_guide_is_listed() -> None:
+    for page, folder in ((README, "notebooks/"), (HERE / "README.md", "")):
+        linked = {target for target, _ in _LINK.findall(page.read_text())}
+        assert {folder + guide.name for guide in GUIDES[1:]} - {"README.md"} <= linked
 
 
 @pytest.mark.parametrize(
