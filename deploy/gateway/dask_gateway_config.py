@@ -41,7 +41,8 @@ c.Proxy.prefix = "/services/dask-gateway"
 c.ClusterConfig.scheduler_cmd = [sys.executable, "-m", "dask", "scheduler"]
 c.ClusterConfig.worker_cmd = [sys.executable, "-m", "dask", "worker", "--host", "127.0.0.1"]
 
-# daskgmm's workers hold 240 MiB, and 16 to 64 MiB a thread (README, Memory); the rest keeps rows. Per cluster.
+# daskgmm's workers hold 240 MiB, and 16 to 64 MiB a thread; the rest keeps rows. Per cluster.
+# notebooks/memory-and-chunks.md has the formula.
 c.ClusterConfig.worker_cores = 1
 c.ClusterConfig.worker_memory = "1 G"
 c.ClusterConfig.cluster_max_workers = 8

@@ -192,7 +192,7 @@ async def look(page: Page, name: str, path: Path, scheme: str, window: str, keep
     seen = json.loads((await page("Runtime.evaluate", expression=LOOK))["result"]["value"])
     if keep:
         await photograph(page, 0, width, seen["height"], keep / f"{name}-{window}-{scheme}.png")
-        if (name, window, scheme) == ("ocean", "desk", "light"):  # what README.md shows
+        if (name, window, scheme) == ("ocean", "desk", "light"):  # what the guide to commands shows
             await photograph(page, seen["extent"][0], width, seen["extent"][1], keep / "report.png")
     of = f"{name}, {window}, {scheme}"
     assert not page.errors, f"{of}: the browser complained of {page.errors}"
