@@ -97,7 +97,7 @@ def fit(
     sample_weight: str | None = None,
     labels: str | None = None,
     place: Place = HERE,
-    tell: OnProgress = _silent,
+    on_progress: OnProgress = _silent,
     **options: Any,
 ) -> Result:
     """Fit a mixture to a store, and write the model.
@@ -113,7 +113,7 @@ def fit(
     array, variables, sample_weight, labels
         What is in the store, as of ``daskgmm.open_samples``.
     place : Place
-    tell : callable
+    on_progress : callable
         Told of each pass.
     **options
         Of the mixture. ``random_state`` is 0 unless given.
@@ -135,7 +135,7 @@ def fit(
         labels=labels,
         missing=options.get("missing", "raise"),
     )
-    gm, seconds = _fitted(getattr(daskgmm, mixture), samples, output, checkpoint, place, tell, options)
+    gm, seconds = _fitted(getattr(daskgmm, mixture), samples, output, checkpoint, place, on_progress, options)
     gm.save(output, overwrite=True)
     metrics = {
         "n_samples": int(gm.n_samples_),
@@ -157,14 +157,14 @@ def select(
     array: str | None = None,
     variables: Sequence[str] | None = None,
     place: Place = HERE,
-    tell: OnProgress = _silent,
+    on_progress: OnProgress = _silent,
     **options: Any,
 ) -> Result:
     """Fit Gaussian mixtures of many kinds and sizes to a store, in passes that they share, and write the best.
 
     Parameters
     ----------
-    store, output, checkpoint, array, variables, place, tell
+    store, output, checkpoint, array, variables, place, on_progress
         As of `fit`.
     **options
         Of ``daskgmm.GaussianMixtureIC``. ``random_state`` is 0 unless given.
@@ -178,7 +178,7 @@ def select(
     """
     missing = options.get("missing", "raise")
     samples = daskgmm.open_samples(store, array=array, variables=variables, missing=missing)
-    search, seconds = _fitted(daskgmm.GaussianMixtureIC, samples, output, checkpoint, place, tell, options)
+    search, seconds = _fitted(daskgmm.GaussianMixtureIC, samples, output, checkpoint, place, on_progress, options)
     search.best_estimator_.save(output, overwrite=True)
     metrics: dict[str, Scalar] = {
         "n_components": int(search.best_params_["n_components"]),
@@ -204,7 +204,7 @@ def predict(
     array: str | None = None,
     variables: Sequence[str] | None = None,
     place: Place = HERE,
-    tell: OnProgress = _silent,
+    on_progress: OnProgress = _silent,
 ) -> Result:
     """Label each sample of a store, in a Zarr group with the store's coordinates.
 
@@ -219,7 +219,7 @@ def predict(
     array, variables
         What is in the store; default: the features that the model was fitted to, where these have names.
     place : Place
-    tell : callable
+    on_progress : callable
         Told of every few blocks.
 
     Raises
@@ -233,7 +233,7 @@ def predict(
     gm, samples = load_with_samples(model, store, array, variables, missing)
 
     def watch(done: int, of: int) -> None:
-        tell(ProgressEvent(f"{done:,} of {of:,} samples are written", done / max(of, 1)))
+        on_progress(ProgressEvent(f"{done:,} of {of:,} samples are written", done / max(of, 1)))
 
     with place.opened():
         label(gm, samples, (store, array), output, proba=proba, log_density=log_density, overwrite=True, watch=watch)
@@ -246,7 +246,7 @@ def _fitted(
     output: str,
     checkpoint: str | None,
     place: Place,
-    tell: OnProgress,
+    on_progress: OnProgress,
     options: dict[str, Any],
 ) -> tuple[Any, float]:
     """A fitted estimator, and the seconds that it took."""
@@ -256,7 +256,7 @@ def _fitted(
 
     def watch(info: Info) -> None:
         where = "a sample" if info.stage == "sample" else "the data"
-        tell(
+        on_progress(
             ProgressEvent(
                 f"EM on {where}, pass {info.n_iter} of at most {info.max_iter}: log-likelihood {info.lower_bound:.6g}, "
                 f"change {info.change:.2g}, {info.samples_per_second:,.0f} rows/s",
@@ -267,7 +267,7 @@ def _fitted(
     begin = time.perf_counter()
     kept = checkpoint or f"{os.fspath(output).rstrip('/')}.checkpoint"
     fitting = estimator(**{"random_state": 0, **options}, checkpoint=kept, callbacks=[watch])
-    tell(ProgressEvent(f"the state of the fit is kept in {presentable(kept)}", 0.0))
+    on_progress(ProgressEvent(f"the state of the fit is kept in {presentable(kept)}", 0.0))
     with place.opened():
         fitting.fit(samples)
     return fitting, round(time.perf_counter() - begin, 3)

@@ -34,7 +34,7 @@ def block_stats(pieces: Iterable[Rows], layouts: Sequence[KernelLayout]) -> tupl
     Returns
     -------
     tuple of Stats
-        One a model; those of a lean model lack what `completed` adds to the total.
+        One a model; those of a model that shares the quadratic part of θ lack what `completed` adds.
     """
     found = [layout.sums() for layout in layouts]
     arguments = [
@@ -70,7 +70,7 @@ def block_stats_of_models(
 
 
 def completed(stats: Stats, model: Components, scatter: Array | None = None) -> Stats:
-    """The total, with what a lean model's components share: from the stats themselves, or known from another pass."""
+    """Add the scatter that all components of a model share, from the stats themselves or from an earlier pass."""
     if not model.shares_quadratic:
         return stats
     scatter = stats.scatter if scatter is None else scatter

@@ -22,8 +22,3 @@ class Info:
     @property
     def samples_per_second(self) -> float:
         return self.n_samples / max(self.seconds, 1e-9)
-
-    @property
-    def seconds_left(self) -> float:
-        """To ``max_iter``, should the fit not converge before."""
-        return (self.max_iter - self.n_iter) * self.seconds

@@ -35,7 +35,8 @@ _LOOP = 256  # values that are subtracted in one loop
 # exp(-300) is nothing beside 1, and far from the denormals, which are 5 to 10 times slower to work with.
 _LOG_FLOOR = {DOUBLE: -300.0, SINGLE: -60.0}
 # γ below which a row is left out of a component's own sums, as another component holds it: less than rounding, and than
-# what makes a component dead. A tight component's rows are so near beside all others that that may be too much of it.
+# what makes a component dead. The rows of an ill-conditioned component are so much nearer than all others that this may
+# be too much of it.
 LEAST, _LEAST_TIGHT = {DOUBLE: 1e-16, SINGLE: 1e-12}, 1e-100
 # Rows of a triangular factor that are multiplied at a time: 16 of 64 leave out 3/8 of the work, fewer gain no more.
 _STEP = 16
@@ -116,7 +117,8 @@ def prepare(
     dtype : dtype or sequence of dtype
         Precision within a tile, double or single, of all or of each; sums over tiles are double.
     pool : bool
-        Sum what lean models need once for all components; False: the caller knows it already.
+        Sum the scatter once for all components where a model's components share the quadratic part of θ; False: the
+        caller knows it already.
     """
     dtypes = [dtype] * len(models) if isinstance(dtype, np.dtype) else dtype
     alike: dict[Any, list[int]] = {}

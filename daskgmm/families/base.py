@@ -3,7 +3,7 @@
 A family says what one component is. For a pass, `Family.components` turns parameters into the object
 that travels to the workers and answers two questions about a tile of rows: how likely is each row under
 each component, and what are the sufficient statistics. Both are matrix products with φ; a component too
-narrow for that (`Components.tight`) is treated about its own mean instead, under the same contract.
+narrow for that (`Components.ill_conditioned`) is treated about its own mean instead, under the same contract.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Components(Protocol):
 
     @property
     def uses_distances(self) -> npt.NDArray[np.bool_]:
-        """(k,): the components whose distances to the mean are taken, as they are tight or because it is faster."""
+        """(k,): the components whose distances to the mean are taken, of need (ill-conditioned) or for speed."""
 
     @property
     def centre_distance_in_sd(self) -> Array:
@@ -66,7 +66,7 @@ class Components(Protocol):
 
     @property
     def centres(self) -> Array:
-        """(k, d): what the moments are about; the origin but for tight components."""
+        """(k, d): what the moments are about; the origin but for ill-conditioned components."""
 
     @property
     def linear(self) -> bool:

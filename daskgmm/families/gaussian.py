@@ -56,7 +56,7 @@ class Gaussian:
         the data. So what the model's covariances have in common, they have with it, and the M-step maximizes the
         likelihood less ½ reg_covar Σ n_k tr Σ_k⁻¹. Models that average scatters do not tell before from after.
     prior : Prior or Conjugate, optional
-        The M-step maximizes the posterior density; a `Prior` is to be `informed` first.
+        The M-step maximizes the posterior density; a `Prior` needs `with_data` first.
     """
 
     model: CovarianceModel

@@ -42,7 +42,7 @@ class GaussianComponents(ABC):
     factors: Array  # as in GaussianParameters, of z
     frame: Frame
     pooled: bool = False  # do all have one covariance?
-    about: Array | None = None  # (k, d) what the moments are to be about, where `tight` does not decide
+    about: Array | None = None  # (k, d) what the moments are to be about, where `ill_conditioned` does not decide
 
     @cached_property
     def ill_conditioned(self) -> npt.NDArray[np.bool_]:

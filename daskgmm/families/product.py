@@ -112,7 +112,7 @@ class Product(FeatureEncoding, ABC):
     partial : bool
         Are missing values left out of their rows, rather than rows that have some?
     levels : tuple of int
-        Columns of T that each feature has; known once the family is `informed`.
+        Columns of T that each feature has; known after `with_data`.
     """
 
     alpha: float = 0.0

@@ -138,7 +138,7 @@ class VariationalGaussian(Gaussian):
     A component without rows is one too many, and stays empty.
     """
 
-    prior: Any = VariationalPrior()  # or a NormalWishart, once informed
+    prior: Any = VariationalPrior()  # or a NormalWishart, after `with_data`
     restarts_empty_components: ClassVar[bool] = False
 
     def with_data(self, rows: Array, weights: Array, low: Array, high: Array, k: int) -> Self:

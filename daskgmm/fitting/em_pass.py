@@ -1,7 +1,7 @@
-"""Data that change while they are fitted are noticed: sums that no parameters decide are the same in each pass.
+"""The pass of EM over all rows, with sums over labelled rows added, and a check that the data stay as they were.
 
-The γ of a row sum to 1. So Σ_k Σ γ φ is Σ φ, whatever the model: the rows, their weight and their mean are those of
-the survey.
+The check rests on sums that no parameters decide. The γ of a row sum to 1, so Σ_k Σ γ φ is Σ φ, whatever the model: in
+each pass the rows, their weight and their mean are those of the survey.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class EMPass:
         self.n = n  # passes made
         self._reader = reader
         self._compiled: set[Any] = set()
-        self._scatter: dict[Any, Array] = {}  # of lean models: the same in each pass
+        self._scatter: dict[Any, Array] = {}  # of models that share the quadratic part of θ: equal in each pass
 
     def __call__(self, models: Sequence[Components], dtypes: Sequence[Precision]) -> list[Stats]:
         kinds = [(*kind(model), dtype) for model, dtype in zip(models, dtypes, strict=True)]
@@ -42,15 +42,15 @@ class EMPass:
         self.n += 1
         lean = {kind for kind, model in zip(kinds, models, strict=True) if model.shares_quadratic}
         pool = not lean.issubset(self._scatter)
-        kernel = partial(_sums, prepared=prepare(models, dtypes, pool))
+        kernel = partial(_block_stats, layouts=prepare(models, dtypes, pool))
         stats = total(self._reader, kernel)
         if pool:
             self._scatter |= {k: s.scatter for k, m, s in zip(kinds, models, stats, strict=True) if m.shares_quadratic}
         return [completed(s, m, self._scatter.get(k)) for k, m, s in zip(kinds, models, stats, strict=True)]
 
 
-def _sums(block: Block, pieces: Iterator[Rows], prepared: Sequence[KernelLayout]) -> tuple[Stats, ...]:
-    return block_stats(pieces, prepared)
+def _block_stats(block: Block, pieces: Iterator[Rows], layouts: Sequence[KernelLayout]) -> tuple[Stats, ...]:
+    return block_stats(pieces, layouts)
 
 
 class LabelledPass:

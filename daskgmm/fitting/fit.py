@@ -36,7 +36,7 @@ class Fit:
     """What came of it."""
 
     parameters: Any  # of the family, about the origin
-    family: Family  # informed
+    family: Family  # with what it learnt of the data
     state: EMState
     survey: Survey
     history: tuple[Info, ...]

@@ -86,7 +86,7 @@ class StageOperator(BaseOperator):
         if self._running:
             raise Cancelled("the task is cancelled: what runs on Dask ends, and another attempt goes on from here")
 
-    def tell(self, word: ProgressEvent) -> None:
+    def on_progress(self, word: ProgressEvent) -> None:
         self.log.info(word.text)
 
 
@@ -94,14 +94,14 @@ class FitOperator(StageOperator):
     """Fit a mixture: :func:`daskgmm.stages.fit`."""
 
     def stage(self, place: Place, options: dict[str, Any]) -> Result:
-        return stages.fit(self.store, self.output_url, place=place, tell=self.tell, **options)
+        return stages.fit(self.store, self.output_url, place=place, on_progress=self.on_progress, **options)
 
 
 class SelectOperator(StageOperator):
     """Fit mixtures of many kinds and sizes, and keep the best: :func:`daskgmm.stages.select`."""
 
     def stage(self, place: Place, options: dict[str, Any]) -> Result:
-        return stages.select(self.store, self.output_url, place=place, tell=self.tell, **options)
+        return stages.select(self.store, self.output_url, place=place, on_progress=self.on_progress, **options)
 
 
 class PredictOperator(StageOperator):
@@ -120,7 +120,9 @@ class PredictOperator(StageOperator):
         self.model = model
 
     def stage(self, place: Place, options: dict[str, Any]) -> Result:
-        return stages.predict(self.model, self.store, self.output_url, place=place, tell=self.tell, **options)
+        return stages.predict(
+            self.model, self.store, self.output_url, place=place, on_progress=self.on_progress, **options
+        )
 
 
 def fit(store: str, output: str, *, task_id: str = "fit", **arguments: Any) -> Any:

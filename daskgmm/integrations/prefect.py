@@ -59,7 +59,7 @@ def fit(
     """
     said = _Said("fit")
     place = Place(scheduler, workers, memory_limit)
-    return said.at_last(store, stages.fit(store, output, place=place, tell=said, **options))
+    return said.at_last(store, stages.fit(store, output, place=place, on_progress=said, **options))
 
 
 @task(name="daskgmm-select", **_stage)
@@ -88,7 +88,7 @@ def select(
     """
     said = _Said("select")
     place = Place(scheduler, workers, memory_limit)
-    return said.at_last(store, stages.select(store, output, place=place, tell=said, **options))
+    return said.at_last(store, stages.select(store, output, place=place, on_progress=said, **options))
 
 
 @task(name="daskgmm-predict", **_stage)
@@ -118,7 +118,7 @@ def predict(
     """
     said = _Said("predict")
     place = Place(scheduler, workers, memory_limit)
-    return said.at_last(store, stages.predict(model, store, output, place=place, tell=said, **options))
+    return said.at_last(store, stages.predict(model, store, output, place=place, on_progress=said, **options))
 
 
 class _Said:

@@ -47,21 +47,21 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def fit(store: str, folder: Path, tell: Callable[[ProgressEvent], None]) -> Result:
+def fit(store: str, folder: Path, on_progress: Callable[[ProgressEvent], None]) -> Result:
     options: dict[str, Any] = {"n_components": 3, "subsample": 300, "tol": 0, "max_iter": 9, "accelerate": False}
-    return stages.fit(store, f"{folder}/model.zarr", place=HERE, tell=tell, **options)
+    return stages.fit(store, f"{folder}/model.zarr", place=HERE, on_progress=on_progress, **options)
 
 
-def select(store: str, folder: Path, tell: Callable[[ProgressEvent], None]) -> Result:
+def select(store: str, folder: Path, on_progress: Callable[[ProgressEvent], None]) -> Result:
     options: dict[str, Any] = {"n_components": [1, 2], "covariance_type": ["VVV", "EEE"], "subsample": 300}
-    return stages.select(store, f"{folder}/best.zarr", place=HERE, tell=tell, **options)
+    return stages.select(store, f"{folder}/best.zarr", place=HERE, on_progress=on_progress, **options)
 
 
-def predict(store: str, folder: Path, tell: Callable[[ProgressEvent], None]) -> Result:
+def predict(store: str, folder: Path, on_progress: Callable[[ProgressEvent], None]) -> Result:
     model = f"{Path(store).parent}/model.zarr"
     if not Path(model).exists():
         stages.fit(store, model, place=HERE, n_components=2, max_iter=3)
-    return stages.predict(model, store, f"{folder}/labels.zarr", proba=True, place=HERE, tell=tell)
+    return stages.predict(model, store, f"{folder}/labels.zarr", proba=True, place=HERE, on_progress=on_progress)
 
 
 STAGES = [fit, select, predict]
